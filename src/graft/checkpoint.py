@@ -1,0 +1,202 @@
+"""Checkpoints that are complete or not there, verified on every load.
+
+A checkpoint is a folder `checkpoint-<step>` with
+
+    model.safetensors      the student
+    average.safetensors    its EMA or SWA weights, if the run keeps them
+    objective.safetensors  projectors and heads, if the objective has any
+    optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
+    trainer.json           step, epoch, world size, config digest, best validation score, early stopping
+    manifest.json          name -> size and sha256 of the files above; written last
+
+It is written under a temporary name, synced to disk, then renamed: a kill at any point leaves the previous
+one. There is no generator state: order, augmentation and dropout are functions of (seed, step), see
+`graft.keyed`. The manifest guards against damage, not against a forger.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graft.errors import NoValidCheckpoint, UserError
+
+SCHEMA_VERSION = 1
+PATTERN = re.compile(r"^checkpoint-(\d+)$")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, ascending, intact or not."""
+    if not run_dir.is_dir():
+        return []
+    return sorted(int(m.group(1)) for p in run_dir.iterdir() if (m := PATTERN.match(p.name)) and p.is_dir())
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """The folder of one checkpoint."""
+    return run_dir / f"checkpoint-{step}"
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any],
+         info: dict[str, Any], keep: int, best_step: int | None = None) -> Path:
+    """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.
+
+    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict. Raises OSError, with
+    nothing left behind, when the disk is full.
+    """
+    final = path_of(run_dir, step)
+    temporary = run_dir / f".tmp-{final.name}"
+    remove_temporaries(run_dir)
+    _require_space(run_dir)
+    try:
+        temporary.mkdir(parents=True)
+        for stem, state in tensors.items():
+            save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, temporary / f"{stem}.safetensors")
+        torch.save(optimizer, temporary / "optim.pt")
+        (temporary / "trainer.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **info}))
+        files = sorted(temporary.iterdir())
+        # safetensors writes mode 0600: group members on a shared node could not read the weights.
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in files:
+            file.chmod(0o666 & ~umask)
+            _sync(file)
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        _sync(temporary / "manifest.json")
+        _sync(temporary)
+        if final.exists():  # resumed from an older one after this one was found damaged
+            set_aside(final)
+        os.rename(temporary, final)
+        _sync(run_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{final}: could not be written ({error}); {shutil.disk_usage(run_dir).free >> 20} MiB free") \
+            from None
+    for old in steps(run_dir)[:-keep]:
+        if old != best_step:
+            shutil.rmtree(path_of(run_dir, old))
+    return final
+
+
+def _require_space(run_dir: Path) -> None:
+    """Refuse to start a save that cannot fit, judged by the size of the last one."""
+    if known := steps(run_dir):
+        need = 1.2 * sum(f.stat().st_size for f in path_of(run_dir, known[-1]).iterdir())
+        free = shutil.disk_usage(run_dir).free
+        if free < need:
+            raise OSError(f"{run_dir}: {free >> 20} MiB free, a checkpoint needs {int(need) >> 20} MiB")
+
+
+def remove_temporaries(run_dir: Path) -> None:
+    """Remove what killed saves left behind."""
+    for leftover in run_dir.glob(".tmp-checkpoint-*"):
+        shutil.rmtree(leftover)
+
+
+def verify(path: Path) -> None:
+    """Raise UserError naming the first file that is missing, cut short or changed."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        names = {"model.safetensors", "optim.pt", "trainer.json"} - set(manifest)
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path}/manifest.json: missing or unreadable") from None
+    if names:
+        raise UserError(f"{path}/manifest.json: does not list {min(names)}")
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing")
+        if file.stat().st_size != expected["size"]:
+            raise UserError(f"{file}: {file.stat().st_size} bytes, expected {expected['size']}")
+        if sha256(file) != expected["sha256"]:
+            raise UserError(f"{file}: content differs from its sha256")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that it is kept for inspection and never loaded."""
+    number = 1
+    while (target := path.with_name(f"bad-{path.name}.{number}")).exists():
+        number += 1
+    os.rename(path, target)
+    return target
+
+
+def newest_valid(run_dir: Path) -> Path | None:
+    """The newest intact checkpoint; damaged ones are set aside with one line each. None if there never was one.
+
+    Raises NoValidCheckpoint if checkpoints exist, or were set aside earlier, and none is intact.
+    """
+    damaged = []
+    for step in reversed(steps(run_dir)):
+        path = path_of(run_dir, step)
+        try:
+            verify(path)
+            return path
+        except UserError as error:
+            damaged.append(f"{error}")
+            print(f"damaged checkpoint set aside as {set_aside(path).name}: {error}", flush=True)
+    damaged = damaged or [path.name for path in sorted(run_dir.glob("bad-checkpoint-*"))]
+    if damaged:
+        raise NoValidCheckpoint(f"{run_dir}: no intact checkpoint ({'; '.join(damaged)}); "
+                                "remove the folder to start over")
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
+    """`(tensors, optimizer, info)` of a verified checkpoint, on the CPU."""
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    optimizer = torch.load(path / "optim.pt", map_location="cpu", weights_only=True)
+    return tensors, optimizer, json.loads((path / "trainer.json").read_text())
+
+
+def load_model(run_dir: Path, which: str = "auto", step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of a run for scoring or teaching, and what is known about them.
+
+    `which`: `last` weights, their `average`, or `auto`, the average where there is one. `step` None means
+    the final checkpoint. The info is trainer.json plus `weights` and `sha256` of the weights' file.
+    Raises UserError if the run did not finish, or the checkpoint is damaged or has no average.
+    """
+    have = steps(run_dir)
+    if not have:
+        raise UserError(f"{run_dir}: no checkpoint; expected {run_dir}/checkpoint-<step>")
+    path = path_of(run_dir, have[-1] if step is None else step)
+    verify(path)
+    info = json.loads((path / "trainer.json").read_text())
+    if step is None and not info["final"]:
+        raise UserError(f"{run_dir}: not finished, its newest checkpoint is step {info['step']} of "
+                        f"{info['total_steps']}; run the same command again to finish it")
+    averaged = path / "average.safetensors"
+    if which == "average" and not averaged.exists():
+        raise UserError(f"{path}: has no averaged weights; train.average was none")
+    file = averaged if which != "last" and averaged.exists() else path / "model.safetensors"
+    return load_file(file), {**info, "weights": file.stem, "sha256": sha256(file)}

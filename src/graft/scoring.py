@@ -1,0 +1,52 @@
+"""Scoring a classifier example by example, so that comparisons can be paired."""
+
+import contextlib
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from graft.augment import to_float
+from graft.errors import UserError
+
+
+@torch.no_grad()
+def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: int = 0, world: int = 1,
+          autocast=contextlib.nullcontext) -> dict[str, np.ndarray]:
+    """One row an example of `split`, in order, the same on every rank and for any number of ranks.
+
+    Columns, each `(N,)`: `index`, `label`, `prediction`, `confidence` (the largest softmax probability),
+    `nll` (nats, of the label), `label_rank` (0 if the label has the highest logit; ties count against it).
+    Every example is scored exactly once. Raises UserError if a logit is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    mine = torch.arange(rank, len(split), world).split(batch_size)
+    columns: list[list[torch.Tensor]] = []
+    for images, labels in split.batches(list(mine)):
+        with autocast():
+            logits = model(to_float(images)).logits
+        log_probs = logits.double().log_softmax(-1)
+        own = log_probs.gather(1, labels[:, None])
+        above = (log_probs >= own).sum(1) - 1
+        columns.append([labels, log_probs.argmax(1), log_probs.amax(1).exp(), -own[:, 0], above])
+    model.train(was_training)
+    names = ("label", "prediction", "confidence", "nll", "label_rank")
+    rows = {name: torch.cat([c[i] for c in columns]).cpu().numpy() if columns else np.empty(0)
+            for i, name in enumerate(names)}
+    rows["index"] = torch.cat(mine).numpy()
+    if world > 1:
+        shares = gather_object([rows])
+        rows = {name: np.concatenate([share[name] for share in shares if len(share["index"])]) for name in rows}
+    order = np.argsort(rows["index"])
+    rows = {name: column[order] for name, column in rows.items()}
+    assert len(rows["index"]) == len(split) and (rows["index"] == np.arange(len(split))).all()
+    if not np.isfinite(rows["nll"]).all():
+        raise UserError(f"example {int(np.argmin(np.isfinite(rows['nll'])))}: the model's logits are not finite")
+    return rows
+
+
+def summary(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Accuracy and mean negative log-likelihood (nats) of scored rows."""
+    return {"accuracy": float((rows["label"] == rows["prediction"]).mean()), "nll": float(rows["nll"].mean())}
