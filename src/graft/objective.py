@@ -1,0 +1,213 @@
+"""The objective of a run: its loss terms, their weights over time, one reduction, and the formula."""
+
+import inspect
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft import keyed, parts, schema
+from graft.config import Term
+from graft.errors import UserError
+from graft.outputs import Outputs
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A term that counts, ready to be called."""
+
+    name: str  # unique in the run: the second `cka` is `cka#2`
+    term: Term
+    tensors: tuple[str, ...]  # what its loss wants, by name
+    pairs: tuple[tuple[str, str], ...]  # (student feature, teacher feature) per layer; empty: logits only
+
+
+class Objective(nn.Module):
+    """Weighted sum of the terms with a weight above 0 at some step; owns their projectors.
+
+    `terms` are the configuration's, in order. `student` and `teacher` (None: no teacher) are only looked
+    at: depths, widths, grids and classes are compared before anything is trained. Projectors are drawn
+    under `seed`, the term and the layer alone, so they neither read nor move the global generator.
+    Raises `UserError` naming the term, the layer, and what student and teacher have there.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], student: nn.Module, teacher: nn.Module | None, *, seed: int):
+        super().__init__()
+        assert teacher is None or not any(p.requires_grad for p in teacher.parameters()), "the teacher is not frozen"
+        self.grids: dict[str, tuple[Grid, Grid]] = {}  # teacher patch feature -> (its grid, the student's)
+        self.projectors = nn.ModuleDict()
+        built: list[_Built] = []
+        for index, term in enumerate(terms):
+            if not term.used:
+                continue
+            seen = sum(other.term.name == term.name for other in built)
+            name = f"{term.name}#{seen + 1}" if seen else term.name
+            where = f"objective.{index} ({term.name})"
+            tensors = tuple(schema.part_tensors("losses", term.name))
+            if teacher is None and any("teacher" in tensor for tensor in tensors):
+                raise UserError(f"{where}: needs a teacher; teacher.name is none")
+            if "teacher_logits" in tensors and teacher.num_classes != student.num_classes:
+                raise UserError(f"{where}: the teacher has {teacher.num_classes or 'no'} classes, "
+                                f"the student {student.num_classes}")
+            pairs = _pairs(term) if "student_tokens" in tensors else ()
+            built.append(_Built(name, term, tensors, pairs))
+            projectors = [self._pair(f"{where}, {s} with {t}", name, term, (s, t), student, teacher, seed)
+                          for s, t in pairs]
+            if any(projectors):
+                self.projectors[name] = nn.ModuleList(projectors)
+        self.terms = tuple(built)
+
+    def _pair(self, where: str, name: str, term: Term, pair: tuple[str, str], student: nn.Module,
+              teacher: nn.Module, seed: int) -> nn.Module | None:
+        """Check one layer of a term and make its projector."""
+        module = sys.modules[parts.get("losses", term.name).__module__]
+        try:
+            widths = [model.feature_dim(feature) for model, feature in zip((student, teacher), pair)]
+            tokens = 1
+            if term.tokens == "patch":
+                grids = tuple(tuple(model.grid_of_feature(feature)) for model, feature in zip((student, teacher), pair))
+                self._note_grids(pair[1], *grids, widths)
+                tokens = math.prod(grids[0])
+            least = getattr(module, "MIN_TOKENS", 1)
+            if tokens < least and term.args.get("over", "tokens") == "tokens":
+                raise UserError(f"compares at least {least} tokens of an image, got {tokens}"
+                                + ("; over: batch compares images" if "over" in term.args else ""))
+            if not hasattr(module, "projector"):
+                return None
+            wanted = inspect.signature(module.projector).parameters
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed, which would seed the GPUs' generators for good.
+                torch.default_generator.manual_seed(keyed.key(seed, "objective", name, *pair))
+                return module.projector(*widths, **{key: term.args[key] for key in wanted if key in term.args})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def _note_grids(self, feature: str, student: Grid, teacher: Grid, widths: list[int]) -> None:
+        if any(t % s for s, t in zip(student, teacher)):
+            raise UserError(f"the teacher's grid must be the student's or a multiple of it, got teacher "
+                            f"{teacher[0]}x{teacher[1]} of width {widths[1]}, student {student[0]}x{student[1]} "
+                            f"of width {widths[0]}")
+        if self.grids.setdefault(feature, (teacher, student)) != (teacher, student):
+            before = self.grids[feature][1]
+            raise UserError(f"teacher {feature} is compared at two student grids, {before[0]}x{before[1]} and "
+                            f"{student[0]}x{student[1]}")
+
+    @property
+    def student_features(self) -> tuple[str, ...]:
+        """Names of the features the student must return."""
+        return tuple(dict.fromkeys(s for built in self.terms for s, _ in built.pairs))
+
+    @property
+    def teacher_features(self) -> tuple[str, ...]:
+        """Names of the features the teacher must return."""
+        return tuple(dict.fromkeys(t for built in self.terms for _, t in built.pairs))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return any("teacher" in tensor for built in self.terms for tensor in built.tensors)
+
+    @property
+    def needs_geometry(self) -> bool:
+        """Whether any term leaves out tokens that do not show the image's own content."""
+        return any("visible" in built.tensors and built.term.tokens == "patch" for built in self.terms)
+
+    def formula(self) -> str:
+        """One line such as `L = 1·ce(smoothing=0.1) + 0.5·cka(layers=[3, 6])`, without what is at its default."""
+        return "L = " + " + ".join(_text(built) for built in self.terms)
+
+    def weights(self, step: int, total_steps: int, steps_per_epoch: int) -> list[float]:
+        """The weight of each term at optimizer step `step` (from 0) of `total_steps`; a pure function.
+
+        `before` during the warm-up, then `weight`, which moves to `weight_end` at step total_steps - 1.
+        """
+        return [_weight(built.term, step, total_steps, steps_per_epoch) for built in self.terms]
+
+    def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor, visible: Tensor | None,
+                weights: list[float], *, window: float, micro_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch, 0-d, and its unweighted terms by name, detached.
+
+        Values per sample (N,) are summed and divided by `window`, terms that are one number a batch are
+        multiplied by `micro_share`, so that the micro-batches of an optimizer step add up to its mean;
+        layers are averaged. visible (B, T) holds for `patch` tokens. A term of weight 0 is not
+        computed and has no value.
+        """
+        assert len(weights) == len(self.terms), f"{len(weights)} weights for {len(self.terms)} terms"
+        known = {"logits": student.logits, "distill_logits": student.distill_logits, "targets": targets,
+                 "teacher_logits": teacher.logits if teacher is not None else None}
+        total, values = None, {}
+        for built, weight in zip(self.terms, weights):
+            if weight == 0:
+                continue
+            layers = [known | self._tokens(built, layer, student, teacher, visible)
+                      for layer in range(len(built.pairs))] or [known]
+            loss = parts.get("losses", built.term.name)
+            each = [loss(*(layer[name] for name in built.tensors), **built.term.args) for layer in layers]
+            value = sum(x.sum() / window if x.ndim else x * micro_share for x in each) / len(each)
+            values[built.name] = value.detach()
+            total = weight * value if total is None else total + weight * value
+        if total is None:  # every term waits for its warm-up; the step still needs a graph
+            total = 0.0 * student.logits.float().sum()
+        return total, values
+
+    def _tokens(self, built: _Built, layer: int, student: Outputs, teacher: Outputs,
+                visible: Tensor | None) -> dict[str, Any]:
+        """The token arguments of one layer of a term."""
+        ours, theirs = built.pairs[layer]
+        teacher_tokens = teacher.features[theirs]
+        if built.term.tokens == "patch":
+            teacher_tokens = pool_tokens(teacher_tokens, *self.grids[theirs])
+        projectors = self.projectors[built.name] if built.name in self.projectors else None
+        return {"student_tokens": student.features[ours], "teacher_tokens": teacher_tokens,
+                "visible": visible if built.term.tokens == "patch" else None,
+                "projector": projectors[layer] if projectors is not None else None}
+
+
+def pool_tokens(tokens: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """Average-pool a token map (B, T, D) from `grid` to `to`, which divides it: (B, to[0] * to[1], D).
+
+    A map that already has `to`'s tokens is returned as it is, so pooling before a warp and again in
+    the objective is harmless.
+    """
+    B, T, D = tokens.shape
+    if math.prod(to) == T:
+        return tokens
+    assert math.prod(grid) == T, f"{T} tokens are no {grid[0]}x{grid[1]} map"
+    blocks = tokens.reshape(B, to[0], grid[0] // to[0], to[1], grid[1] // to[1], D)
+    return blocks.mean((2, 4), dtype=torch.float32).to(tokens.dtype).reshape(B, -1, D)
+
+
+def _pairs(term: Term) -> tuple[tuple[str, str], ...]:
+    ours = term.layers or ["final"]
+    return tuple((f"{term.tokens}.{s}", f"{term.tokens}.{t}") for s, t in zip(ours, term.teacher_layers or ours))
+
+
+def _weight(term: Term, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    start = schema.to_steps(term.warmup, steps_per_epoch, total_steps)
+    if step < start:
+        return term.before
+    if term.weight_end < 0:
+        return term.weight
+    done = min(1.0, (step - start) / max(1, total_steps - 1 - start))
+    if term.schedule == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    return term.weight + (term.weight_end - term.weight) * done
+
+
+def _text(built: _Built) -> str:
+    """`weight·name(what differs from its default)`."""
+    term = built.term
+    defaults = schema.part_fields("losses", term.name)
+    shown = {key: value for key, value in term.args.items() if value != defaults[key].default}
+    common = schema.dataclass_fields(Term)
+    shown |= {key: getattr(term, key) for key in ("layers", "teacher_layers", "tokens", "warmup", "before", "schedule")
+              if getattr(term, key) != common[key].default}
+    weight = f"{term.weight:g}" + (f"→{term.weight_end:g}" if term.weight_end >= 0 else "")
+    listed = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                       for key, value in shown.items())
+    return f"{weight}·{built.name}" + (f"({listed})" if listed else "")
