@@ -1,0 +1,197 @@
+"""What a task is: images and labels in three splits, and what is known about them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from graft import keyed
+from graft.errors import UserError
+from graft.outputs import on_device
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class ResidentSplit:
+    """A split that is one tensor: images uint8 `(N, C, H, W)`, labels int64 `(N,)` (always on the CPU)."""
+
+    resident = True
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        assert images.dtype == torch.uint8 and labels.dtype == torch.int64 and len(images) == len(labels)
+        self.images, self.labels = images, labels
+        self._labels_on_device = labels.to(images.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, workers: int = 0) -> "ResidentSplit":
+        """The same split with its images on `device`; there is nothing for `workers` to do."""
+        return ResidentSplit(self.images.to(device), self.labels)
+
+    def batches(self, order: Iterable[Tensor]) -> Batches:
+        """Images uint8 `(B, C, H, W)` and labels int64 `(B,)` on the device, for each index tensor `(B,)`."""
+        for index_B in order:
+            index_B = on_device(index_B, self.images.device, torch.int64)
+            yield self.images.index_select(0, index_B), self._labels_on_device.index_select(0, index_B)
+
+
+class StreamedSplit:
+    """A split whose images are decoded when asked for, by `workers` processes (0: by this one).
+
+    `decode(i)` gives image i as a uint8 array `(C, H, W)` of one shape; it is pickled to the workers.
+    """
+
+    resident = False
+
+    def __init__(self, decode: Callable[[int], np.ndarray], labels: Tensor, workers: int = 0,
+                 device: torch.device | str = "cpu"):
+        self.decode, self.labels, self.workers, self.device = decode, labels, workers, torch.device(device)
+        self._order = _Order()
+        self._loader: DataLoader | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, workers: int = 0) -> "StreamedSplit":
+        """The same split delivering to `device`, decoded by `workers` processes."""
+        return StreamedSplit(self.decode, self.labels, workers, device)
+
+    def batches(self, order: Iterable[Tensor]) -> Batches:
+        """As `ResidentSplit.batches`; one pass at a time, since the workers are kept from pass to pass.
+
+        Raises `UserError` naming the image if one cannot be decoded.
+        """
+        cuda = self.device.type == "cuda"
+        if self._loader is None:
+            # Its own generator: by default a loader draws from the global one at every pass.
+            self._loader = DataLoader(_Images(self.decode), batch_sampler=self._order, collate_fn=_as_is,
+                                      num_workers=self.workers, persistent_workers=self.workers > 0,
+                                      pin_memory=cuda, generator=torch.Generator())
+        self._order.batches = [torch.as_tensor(index_B) for index_B in order]
+        for index_B, images in zip(self._order.batches, self._loader, strict=True):
+            if isinstance(images, UserError):
+                raise images
+            labels = on_device(self.labels[index_B], self.device, torch.int64)
+            yield images.to(self.device, non_blocking=cuda), labels
+
+
+class _Order:
+    """The batch sampler: exactly the given index tensors. Replaced for every pass of a lasting loader."""
+
+    batches: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (index_B.tolist() for index_B in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@dataclass
+class _Images:
+    decode: Callable[[int], np.ndarray]
+
+    def __getitems__(self, indices: list[int]) -> Tensor | UserError:
+        # An exception that leaves a worker comes back with the worker's traceback in its message.
+        try:
+            return torch.from_numpy(np.stack([self.decode(i) for i in indices]))
+        except UserError as error:
+            return error
+
+
+def _as_is(batch: Tensor | UserError) -> Tensor | UserError:
+    return batch
+
+
+Split = ResidentSplit | StreamedSplit
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image classification data set, split; `mean` and `std` per channel are for images in [0, 1].
+
+    `data_id` says which copy of the data was read; `fingerprint` digests what its splits hold.
+    """
+
+    name: str
+    data_id: str
+    fingerprint: str
+    classes: list[str]
+    channels: int
+    size: int  # pixels, height and width
+    mean: list[float]
+    std: list[float]
+    splits: dict[str, Split]  # train, val, test
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def stratified_pick(labels: np.ndarray, count: int, base: int) -> np.ndarray:
+    """Indices of `count` samples, sorted; each class gives its share, rounded by largest remainder.
+
+    Which ones depends on `base`, the class and the sample's rank within its class alone.
+    """
+    assert 0 <= count <= len(labels)
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares, remainders = np.divmod(count * sizes, max(len(labels), 1))
+    shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
+    picked = [np.empty(0, np.int64)]
+    for label, size, share in zip(classes, sizes, shares, strict=True):
+        rank = np.argsort(keyed.uniform(keyed.key(base, int(label)), np.arange(size), 1)[:, 0])
+        picked.append(np.flatnonzero(labels == label)[rank[:share]])
+    return np.sort(np.concatenate(picked))
+
+
+def stratified_split(labels: np.ndarray, val_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices for training and validation, both sorted: disjoint, all of them, stratified by class."""
+    val = stratified_pick(labels, round(val_fraction * len(labels)), keyed.key(split_seed, "val"))
+    return np.setdiff1d(np.arange(len(labels)), val, assume_unique=True), val
+
+
+def training_subset(name: str, labels: np.ndarray, train: np.ndarray, subset: int, split_seed: int) -> np.ndarray:
+    """`subset` of the indices in `train`, stratified (0: all of them).
+
+    Raises `UserError` if there are fewer.
+    """
+    if subset > len(train):
+        raise UserError(f"task.subset: {name} has {len(train)} training images, got {subset}")
+    return train[stratified_pick(labels[train], subset, keyed.key(split_seed, "subset"))] if subset else train
+
+
+def fingerprint(images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> str:
+    """SHA-256 (hex) of the contents: shape, type and bytes of the images, then the labels."""
+    images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels, dtype="<i8")
+    digest = hashlib.sha256(f"{images.shape} {images.dtype.str} ".encode())
+    digest.update(images.data)
+    digest.update(labels.data)
+    return digest.hexdigest()
+
+
+def joint_fingerprint(of_split: dict[str, str]) -> str:
+    """One SHA-256 (hex) for the fingerprints of all splits, by name."""
+    return hashlib.sha256(repr(sorted(of_split.items())).encode()).hexdigest()
+
+
+def resident_task(name: str, data_id: str, classes: list[str], train: tuple[np.ndarray, np.ndarray],
+                  test: tuple[np.ndarray, np.ndarray], val_fraction: float, split_seed: int, subset: int,
+                  mean: list[float] | None = None, std: list[float] | None = None) -> Task:
+    """A task from (images uint8 NCHW, labels) for train and test; no `mean` and `std`: those of its train split."""
+    train_index, val_index = stratified_split(train[1], val_fraction, split_seed)
+    train_index = training_subset(name, train[1], train_index, subset, split_seed)
+    arrays = {"train": (train[0][train_index], train[1][train_index]),
+              "val": (train[0][val_index], train[1][val_index]),
+              "test": (np.array(test[0]), test[1])}  # a copy, for torch cannot share a read-only memory map
+    if mean is None:
+        values = arrays["train"][0].astype(np.float64) / 255
+        mean, std = values.mean((0, 2, 3)).tolist(), values.std((0, 2, 3)).tolist()
+    splits = {key: ResidentSplit(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+              for key, (images, labels) in arrays.items()}
+    return Task(name, data_id, joint_fingerprint({key: fingerprint(*pair) for key, pair in arrays.items()}),
+                list(classes), train[0].shape[1], train[0].shape[2], mean, std, splits)
