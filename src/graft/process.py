@@ -2,6 +2,7 @@
 
 import ctypes
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -29,6 +30,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+@functools.cache
 def code_sha() -> str:
     """Commit of the source tree, with `+dirty` if files differ from it; `unknown` outside a checkout."""
     def git(*args: str) -> str:
@@ -68,8 +70,13 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        self.before = {number: signal.signal(number, self._note)
+                       for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.number and number != signal.SIGUSR1 and number == self.number:
@@ -85,7 +92,8 @@ def lock(run_dir: Path) -> filelock.BaseFileLock:
     path = run_dir / ".lock"
     lease = filelock.SoftFileLease(path, lease_duration=LEASE_SECONDS, thread_local=False, timeout=0.5)
     try:
-        return lease.acquire().lock
+        lease.acquire()
+        return lease
     except filelock.Timeout:
         owner = " ".join(path.read_text().split()) if path.exists() else "unknown"
         raise Locked(f"{run_dir}: another job is running here (lock: {owner}); wait for it or stop it") from None

@@ -1,0 +1,464 @@
+"""One training run: everything that can be wrong silently, done once.
+
+The `for` loop and the loss stand on the page of each training script; accumulation, clipping, the learning
+rate, averaging, logging, evaluation, saving, resuming and stopping are here. Nothing depends on how many
+processes share the work: the batch size is global, the learning rate is a function of the optimizer step,
+and every random number is a function of (seed, step or epoch, sample).
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from graft import checkpoint, keyed
+from graft.augment import Augment, to_float
+from graft.config import Config
+from graft.errors import DiskProblem, NonFinite, Preempted, UserError
+from graft.journal import Journal
+from graft.optim import Average, build_optimizer, lr_at, recompute_batchnorm
+from graft.outputs import Batch
+from graft.process import StopSignal, code_sha, die_with_parent, lock, provenance, write_status
+from graft.schema import to_steps
+from graft.scoring import score, summary
+from graft.tasks._task import Task
+
+BATCHNORM_BATCHES = 50
+
+
+class Run:
+    """A run from its configuration to its last checkpoint; use as a context manager.
+
+        with Run(cfg) as run:
+            run.start(task, student, objective)
+            for batch in run.loop():
+                ...
+                run.step(total, values)
+    """
+
+    def __init__(self, config: Config):
+        die_with_parent()
+        self.config, self.train = config, config.train
+        self.dir = config.run_dir
+        precision_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        # Precision belongs to the experiment, so the config decides; autocast() applies it.
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)])
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.rank == 0
+        if precision_of_launcher != "no" and precision_of_launcher != self.train.precision:
+            self.print(f"note: the launcher says {precision_of_launcher}, the config says train.precision: "
+                       f"{self.train.precision}; the config decides")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.train.tf32
+        if self.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not self.train.deterministic
+        self.stop_signal = StopSignal()
+        self.lock: Any = None
+        self.journal: Journal | None = None
+        self.step_done = 0
+        self.finished = False
+
+    # ------------------------------------------------------------------------------------- lifetime
+
+    def __enter__(self) -> "Run":
+        if not self.config.dry_run:
+            if self.main:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                self.lock = lock(self.dir)
+                write_status(self.dir, "running", 0)
+            self.accelerator.wait_for_everyone()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if not self.config.dry_run and (self.main and self.lock):
+            if error is None:
+                write_status(self.dir, "done" if self.finished else "running", self.step_done, 0)
+            else:
+                code = getattr(error, "exit_code", 1)
+                state = "preempted" if isinstance(error, Preempted) else "failed"
+                write_status(self.dir, state, self.step_done, code, " ".join(str(error).split())[:2000])
+            self.lock.release()
+        if self.journal:
+            self.journal.close()
+        self.stop_signal.restore()
+        if dist.is_initialized() and (error is None or isinstance(error, (Preempted, NonFinite))):
+            dist.destroy_process_group()  # all ranks get here together; after other errors they do not
+
+    def print(self, text: str) -> None:
+        """Print on the main process."""
+        if self.main:
+            tqdm.write(text)
+
+    def seeded(self, purpose: str, build: Callable[[], Any]) -> Any:
+        """Build something under its own seed, so that what else is built never shifts its initialisation."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed.key(self.config.seed, purpose))
+            return build()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 autocast if the config says so. Losses are fp32 either way."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
+
+    # ---------------------------------------------------------------------------------------- start
+
+    def start(self, task: Task, student: nn.Module, objective: nn.Module, *, average: nn.Module | None = None,
+              evaluate: Callable[[nn.Module], dict[str, float]] | None = None) -> None:
+        """Place and wrap the modules, build the optimizer, resume if there is something to resume.
+
+        `student` and `objective` (projectors, heads) are trained and saved. `average` is a module the caller
+        averages itself and that is scored and exported (the EMA teacher of DINO); otherwise `train.average`
+        decides. `evaluate(module)` replaces classification of the validation split.
+        """
+        config, train = self.config, self.train
+        self.task, self.split = task, task.splits["train"]
+        self.evaluate = evaluate or self._classify
+        self.steps_per_epoch = len(self.split) // train.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(f"train.batch_size: {train.batch_size} is more than the {len(self.split)} training images")
+        self.total_steps = to_steps(train.duration, self.steps_per_epoch)
+        if train.batch_size % (self.world * train.accumulate):
+            raise UserError(f"train.batch_size: {train.batch_size} images do not divide into {self.world} processes × "
+                            f"train.accumulate {train.accumulate}")
+        if to_steps(config.optim.warmup, self.steps_per_epoch, self.total_steps) >= self.total_steps:
+            raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the run's {self.total_steps} steps")
+        self.micro_size = train.batch_size // (self.world * train.accumulate)
+        for split in task.splits.values():
+            split.to(self.device)
+        if self.world > 1 and self.device.type == "cuda":
+            # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
+            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        self.module, self.objective_module = student.to(self.device), objective.to(self.device)
+        self.average = None
+        if average is None and train.average != "none":
+            self.average = Average(self.module, train, self.steps_per_epoch, self.total_steps)
+        self.averaged_module = self.average.model if self.average else average and average.to(self.device)
+        self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
+        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.student, self.objective = (self.accelerator.prepare_model(m) for m in (self.module, self.objective_module))
+        self._parallel = [m for m in (self.student, self.objective) if isinstance(m, nn.parallel.DistributedDataParallel)]
+        if train.compile != "off":
+            self.student = torch.compile(self.student, mode=train.compile)
+        self.best: dict[str, float] | None = None
+        self.plateau = {"factor": 1.0, "best": float("inf"), "bad": 0}
+        self.bad_evaluations = self.failed_saves = 0
+        self.stopped_early = False
+        self._pending: list[tuple] = []
+        self._window: dict[str, Tensor] = {}
+        if config.dry_run:
+            self._describe()
+            return
+        self._resume()
+        self._describe()
+        if self.main:
+            self.journal = Journal(self.dir, self.step_done, train.tensorboard)
+            self._write_metadata()
+
+    def _describe(self) -> None:
+        count = sum(p.numel() for p in self.module.parameters())
+        self.print(f"{self.dir}: {self.task.data_id}, {len(self.split)} training images; "
+                   f"student {self.config.student.name}, {count:,} parameters; {self.total_steps} steps = "
+                   f"{self.total_steps / self.steps_per_epoch:.4g} epochs of {self.steps_per_epoch} × "
+                   f"{self.train.batch_size} images on {self.world} × {self.device.type}")
+        if self.step_done:
+            self.print(f"resumed at step {self.step_done}")
+
+    def _write_metadata(self) -> None:
+        path = self.dir / "metadata.json"
+        attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
+        entry = {**provenance(), "resumed_at": self.step_done, "world_size": self.world,
+                 "config_sha256": self.config.sha256}
+        checkpoint.write_text(path, json.dumps({
+            "schema_version": 1, "data": {"id": self.task.data_id, "fingerprint": self.task.fingerprint},
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "attempts": [*attempts, entry]}, indent=1) + "\n")
+        checkpoint.write_text(self.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))
+
+    # --------------------------------------------------------------------------------------- resume
+
+    def _resume(self) -> None:
+        choice = self.config.resume
+        have = checkpoint.steps(self.dir) or list(self.dir.glob("bad-checkpoint-*"))
+        if choice == "never" and have:
+            raise UserError(f"{self.dir}: has checkpoints and --resume never was given; remove them or resume")
+        if choice == "must" and not have:
+            raise UserError(f"{self.dir}: --resume must was given and there is no checkpoint")
+        found = [None]
+        if self.main:
+            checkpoint.remove_temporaries(self.dir)
+            found = [checkpoint.newest_valid(self.dir)]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        if found[0] is None:
+            return
+        tensors, optimizer, info = checkpoint.load(found[0])
+        self._refuse_other_run(found[0], info)
+        for stem, module in self._saved_modules().items():
+            module.load_state_dict(tensors[stem])
+        self.optimizer.load_state_dict(optimizer)
+        self.step_done, self.best, self.plateau = info["step"], info["best"], info["plateau"]
+        self.bad_evaluations, self.stopped_early = info["bad_evaluations"], info["stopped_early"]
+
+    def _refuse_other_run(self, path: Any, info: dict[str, Any]) -> None:
+        if info["config_sha256"] != self.config.sha256:
+            old, new = _flat(info["config"]), _flat(self.config.identity())
+            changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+            raise UserError(f"{path}: was made with another configuration ({'; '.join(changed[:3])}); "
+                            "use another --output_dir")
+        if info["world_size"] != self.world:
+            raise UserError(f"{path}: was made by {info['world_size']} processes, this is {self.world}; the result would "
+                            "not be bit-identical; launch with the same number")
+        if info["data_fingerprint"] != self.task.fingerprint:
+            raise UserError(f"{path}: was made with other data (fingerprint {info['data_fingerprint'][:12]}, "
+                            f"now {self.task.fingerprint[:12]})")
+        if info["code_sha"] != code_sha():
+            self.print(f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}")
+
+    def _saved_modules(self) -> dict[str, nn.Module]:
+        modules = {"model": self.module, "average": self.averaged_module, "objective": self.objective_module}
+        return {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
+
+    # ----------------------------------------------------------------------------------------- loop
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the step at hand, from 0."""
+        return self.step_done // self.steps_per_epoch
+
+    def loop(self) -> Iterator[Batch]:
+        """This process's micro-batches from where the run stands to its end.
+
+        Each epoch is a permutation keyed by (seed, epoch), cut into global batches; a remainder smaller than
+        a batch is dropped. The consumer must call `step` once for every micro-batch.
+        """
+        if self.config.dry_run:
+            return
+        bar = tqdm(total=self.total_steps, initial=self.step_done, desc=self.dir.parent.name, unit="step",
+                   mininterval=2.0, disable=None if self.main else True)
+        self.bar, self._clock = bar, (time.perf_counter(), self.step_done)
+        self.module.train()
+        self.objective_module.train()
+        while self.step_done < self.total_steps and not self.stopped_early:
+            epoch, first = divmod(self.step_done, self.steps_per_epoch)
+            last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
+            order = keyed.permutation(keyed.key(self.config.seed, "order", epoch), len(self.split))
+            micros = [order[start:start + self.micro_size] for step in range(first, last)
+                      for start in self._starts(step)]
+            for number, (images, labels) in enumerate(self.split.batches(micros)):
+                micro = number % self.train.accumulate
+                self._last_micro = micro == self.train.accumulate - 1
+                for module in self._parallel:
+                    module.require_backward_grad_sync = self._last_micro
+                # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
+                torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.rank))
+                self._stepped = False
+                yield Batch(micros[number], images, labels, epoch, self.step_done,
+                            self.train.batch_size / self.world, 1 / self.train.accumulate)
+                assert self._stepped, "run.step() was not called for this micro-batch"
+                if self.stopped_early:
+                    break
+        bar.close()
+
+    def _starts(self, step: int) -> list[int]:
+        base = step * self.train.batch_size + self.rank * self.micro_size * self.train.accumulate
+        return [base + micro * self.micro_size for micro in range(self.train.accumulate)]
+
+    def step(self, loss: Tensor, values: dict[str, Tensor]) -> None:
+        """Backward; at the end of the window also clip, check, update, log, evaluate, save.
+
+        `loss` is 0-d, already this micro-batch's share of the window (see `Objective`); `values` are its
+        detached terms by name, for the log.
+        """
+        self._stepped = True
+        self.accelerator.backward(loss)
+        for name, value in {"loss": loss.detach(), **values}.items():
+            self._window[name] = self._window.get(name, 0.0) + value.detach().float()
+        if not self._last_micro:
+            return
+        norm = nn.utils.clip_grad_norm_(self.params, self.config.optim.clip or float("inf"))
+        self._update(norm)
+        if self.average:
+            self.average.update(self.module, self.step_done)
+        self._at_edge()
+
+    def _update(self, norm: Tensor) -> None:
+        """Apply the update unless something is not finite; all ranks decide alike."""
+        lr = lr_at(self.step_done, self.config.optim, self.train, self.steps_per_epoch, self.total_steps,
+                   self.plateau["factor"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        broken = ~(torch.isfinite(norm) & torch.isfinite(self._window["loss"]))
+        flags = torch.stack([broken.float(), broken.new_full((), self.stop_signal.number > 0).float()])
+        if self.world > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        values = {**self._window, "grad_norm": norm.detach(), "lr": lr}
+        self._window = {}
+        fused = self.device.type == "cuda" and self.config.optim.name != "rmsprop"
+        if fused:
+            # The kernel skips the update by itself where found_inf is 1, so the host reads the flags of this
+            # step while the device works on the next one.
+            self.optimizer.found_inf = flags[0:1]
+            host = torch.empty(2, pin_memory=True)
+            host.copy_(flags, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending.append((self.step_done, host, event, values))
+            self._settle(leave=1)
+        else:
+            self._pending.append((self.step_done, flags, None, values))
+            self._settle()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_done += 1
+
+    def _settle(self, leave: int = 0) -> None:
+        """Read the flags of all but the last `leave` steps and act on them."""
+        while len(self._pending) > leave:
+            step, flags, event, values = self._pending.pop(0)
+            if event is not None:
+                event.synchronize()
+            broken, stop = flags.tolist()
+            if broken:
+                shown = " ".join(f"{k}={float(v):.4g}" for k, v in values.items())
+                kept = checkpoint.steps(self.dir)
+                raise NonFinite(f"step {step}: not finite on at least one process; rank {self.rank} has {shown}; the "
+                                f"update was not applied; last checkpoint: step {kept[-1] if kept else 'none'}")
+            self._stop_requested = bool(stop)
+            self._last_values = values
+
+    # ----------------------------------------------------------------------------------- step's edge
+
+    def _due(self, every: str) -> bool:
+        steps = to_steps(every, self.steps_per_epoch, self.total_steps)
+        return bool(steps) and self.step_done % steps == 0
+
+    def _at_edge(self) -> None:
+        final = self.step_done == self.total_steps
+        due = {name: final or self._due(getattr(self.train, f"{name}_every")) for name in ("eval", "checkpoint")}
+        if self.step_done % self.train.log_every == 0 or any(due.values()):
+            self._settle()
+            self._log_training()
+        if due["eval"]:
+            self._evaluate()
+            final = final or self.stopped_early
+        if due["checkpoint"] or final:
+            self._save(final)
+        self.bar.update()
+        if self._stop_requested and not final:
+            self._settle()
+            if not due["checkpoint"]:
+                self._save(False)
+            raise Preempted(f"stopped by a signal; saved at step {self.step_done}, the same command continues")
+
+    def _log_training(self) -> None:
+        names = [name for name in self._last_values if name != "lr"]
+        means = torch.stack([self._last_values[name].to(self.device).float() for name in names])
+        if self.world > 1:
+            dist.all_reduce(means, dist.ReduceOp.AVG if self.device.type == "cuda" else dist.ReduceOp.SUM)
+            means = means if self.device.type == "cuda" else means / self.world
+        row = {f"train/{name}": value for name, value in zip(names, means.tolist())}
+        (since, step), self._clock = self._clock, (time.perf_counter(), self.step_done)
+        rate = (self.step_done - step) * self.train.batch_size / max(1e-9, self._clock[0] - since)
+        if self.main:
+            self.journal.write(self.step_done, {**row, "lr": self._last_values["lr"], "images_per_second": rate,
+                                                "epoch": self.step_done / self.steps_per_epoch})
+            self.bar.set_postfix_str(f"loss {row['train/loss']:.3f}", refresh=False)
+
+    def _classify(self, module: nn.Module) -> dict[str, float]:
+        return summary(score(module, self.task.splits["val"], self.device, self.config.evaluate.batch_size,
+                             self.rank, self.world, self.autocast))
+
+    def _exported_ready(self) -> bool:
+        return self.averaged_module is not None and (self.average is None or self.average.ready(self.step_done))
+
+    def _evaluate(self) -> None:
+        """Score the validation split; decide, on all ranks alike, about best, plateau and early stopping."""
+        started = time.perf_counter()
+        results = {"val": self.evaluate(self.module)}
+        if self._exported_ready():
+            if self.average:
+                recompute_batchnorm(self.averaged_module, self._training_views())
+            results["val_average"] = self.evaluate(self.averaged_module)
+        self.module.train()
+        scores = results.get("val_average", results["val"])
+        loss = scores.get("nll", 1 - scores["accuracy"])  # a kNN evaluation has no likelihood
+        if self.best is None or loss < self.best["loss"] - self.train.min_delta:
+            self.best, self.bad_evaluations = {**scores, "loss": loss, "step": self.step_done}, 0
+        else:
+            self.bad_evaluations += 1
+        if loss < self.plateau["best"]:
+            self.plateau |= {"best": loss, "bad": 0}
+        else:
+            self.plateau["bad"] += 1
+            if self.plateau["bad"] >= self.config.optim.patience:
+                self.plateau |= {"factor": self.plateau["factor"] * self.config.optim.gamma, "bad": 0}
+        self.stopped_early = bool(self.train.stop_after) and self.bad_evaluations >= self.train.stop_after
+        if self.main:
+            self.journal.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
+                                                for name, value in metrics.items()})
+        # Time spent scoring is no training time: keep it out of images_per_second.
+        self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
+
+    def _training_views(self) -> Iterator[Tensor]:
+        """Augmented training batches for BatchNorm statistics, the same whenever they are asked for."""
+        order = keyed.permutation(keyed.key(self.config.seed, "batchnorm"), len(self.split))
+        batches = list(order.split(self.train.batch_size))[:BATCHNORM_BATCHES]
+        augment = Augment(self.config.augment, self.config.seed)
+        for index, (images, labels) in zip(batches, self.split.batches(batches)):
+            if len(index) % 2 == 0:
+                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).images
+
+    def _save(self, final: bool) -> None:
+        """Write a checkpoint on the main process; three failures in a row end the run."""
+        outcome = [""]
+        if self.main:
+            info = {"epoch": self.step_done / self.steps_per_epoch, "total_steps": self.total_steps,
+                    "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
+                    "config": self.config.identity(), "code_sha": code_sha(), "best": self.best,
+                    "plateau": {k: v if v != float("inf") else 1e30 for k, v in self.plateau.items()},
+                    "bad_evaluations": self.bad_evaluations, "stopped_early": self.stopped_early,
+                    "data_fingerprint": self.task.fingerprint}
+            tensors = {stem: module.state_dict() for stem, module in self._saved_modules().items()}
+            try:
+                checkpoint.save(self.dir, self.step_done, tensors, self.optimizer.state_dict(), info, self.train.keep,
+                                int(self.best["step"]) if self.best else None)
+                write_status(self.dir, "running", self.step_done)
+            except OSError as error:
+                outcome = [str(error)]
+        if self.world > 1:
+            dist.broadcast_object_list(outcome)
+        self.failed_saves = self.failed_saves + 1 if outcome[0] else 0
+        if outcome[0]:
+            self.print(f"warning: {outcome[0]}; trying again at the next interval")
+            if self.failed_saves >= 3 or final:
+                raise DiskProblem(f"{outcome[0]} ({self.failed_saves} failures in a row)")
+
+    def finish(self) -> None:
+        """Say how the run ended; it is `done` once the context is left."""
+        if self.config.dry_run:
+            self.print("dry run: configuration, data, models and objective fit together; nothing was trained")
+            return
+        if self.step_done < self.total_steps and not self.stopped_early:
+            raise RuntimeError("finish() before the end of the loop")
+        self.finished = True
+        where = f"step {self.step_done}" + (" (stopped early)" if self.stopped_early else "")
+        best = f"; validation accuracy {self.best['accuracy']:.4f} at step {self.best['step']:.0f}" if self.best else ""
+        self.print(f"{self.dir}: done at {where}{best}")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}".lstrip(".")).items()}
+    return {path: value}

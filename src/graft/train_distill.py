@@ -1,0 +1,50 @@
+"""Distil a teacher's logits into a student: does a CNN's view of an image harm a ViT?
+
+    L = (1-α)·ce(cls logits, y) + α·kd(distillation-token logits, teacher logits)
+
+The teacher sees exactly the student's augmented and mixed image (`teacher.view: augmented`), as in DeiT
+(Touvron et al. 2021, arXiv:2012.12877).
+
+    accelerate launch --config_file configs/accelerate/1gpu.yaml src/graft/train_distill.py \\
+        --base_config configs/base/cifar10_deit.yaml --config configs/distill/resnet18.yaml \\
+        --output_dir experiments/cifar10/resnet18 --seed 0
+"""
+
+from graft.config import command_line
+
+if __name__ == "__main__":
+    CONFIG = command_line(__doc__, "distill")  # bad input ends here, before torch is imported
+
+from graft import parts
+from graft.augment import Augment
+from graft.config import Config
+from graft.errors import exit_cleanly
+from graft.objective import Objective, needs_teacher
+from graft.run import Run
+
+
+def main(cfg: Config) -> None:
+    """Train until the configured step; resumes by itself."""
+    with Run(cfg) as run:
+        task = parts.build("tasks", cfg.task)
+        student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
+        teacher = parts.build("teachers", cfg.teacher, task).to(run.device) if needs_teacher(cfg.objective) else None
+        objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
+        augment = Augment(cfg.augment, cfg.seed)
+        run.print(objective.formula())
+        run.start(task, student, objective)
+
+        for batch in run.loop():
+            view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
+            with run.autocast():
+                seen = teacher(view.images, features=objective.teacher_features) if teacher else None
+                out = run.student(view.images, features=objective.student_features)
+            loss, values = run.objective(out, seen, view.targets, None,
+                                         objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+                                         window=batch.window, micro_share=batch.micro_share)
+            run.step(loss, values)
+        run.finish()
+
+
+if __name__ == "__main__":
+    exit_cleanly(lambda: main(CONFIG))

@@ -1,0 +1,119 @@
+"""Train a ViT without labels by self-distillation (DINO), to serve as a teacher matched in data.
+
+    L = mean over pairs (global view g, other view v) of  H( softmax((t_g - c)/τ_t), softmax(s_v/τ_s) )
+
+The teacher t is the running average of the student s; c is the running mean of its outputs (Caron et al.
+2021, arXiv:2104.14294). All crops are resized to the image size. What is scored, by k nearest neighbours,
+and exported is the averaged teacher; labels are used for that score alone.
+
+    accelerate launch --config_file configs/accelerate/1gpu.yaml src/graft/train_ssl_teacher.py \\
+        --base_config configs/base/cifar10_ssl.yaml --output_dir experiments/cifar10/ssl_teacher --seed 0
+"""
+
+from graft.config import command_line
+
+if __name__ == "__main__":
+    CONFIG = command_line(__doc__, "ssl_teacher")  # bad input ends here, before torch is imported
+
+import copy
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from graft import keyed, parts
+from graft.augment import Augment, to_float
+from graft.config import Config, Part, Ssl
+from graft.errors import exit_cleanly
+from graft.losses._dino import DinoHead, dino_loss
+from graft.run import Run
+
+
+class Dino(nn.Module):
+    """The projection heads of student and averaged teacher, and the centre of the teacher's outputs."""
+
+    def __init__(self, dim: int, ssl: Ssl):
+        super().__init__()
+        self.ssl = ssl
+        self.head = DinoHead(dim, ssl.prototypes, ssl.hidden, ssl.bottleneck)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(ssl.prototypes))
+
+    def forward(self, student_VBD: Tensor, teacher_GBD: Tensor, window: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of V student views against G teacher views; then the centre takes in the teacher's mean output."""
+        with torch.no_grad():
+            target = self.teacher_head(teacher_GBD)
+        per_image = dino_loss(self.head(student_VBD), target, self.center, self.ssl.student_temp, self.ssl.teacher_temp)
+        mean = target.float().mean((0, 1))
+        if dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        self.center.lerp_(mean, 1 - self.ssl.center_momentum)
+        loss = per_image.sum() / window
+        # log K is the entropy of a collapsed, uniform teacher; 0 that of one that always gives the same answer.
+        entropy = torch.distributions.Categorical(logits=(target.float() - self.center) / self.ssl.teacher_temp).entropy()
+        return loss, {"dino": loss.detach(), "teacher_entropy": entropy.mean() * per_image.numel() / window}
+
+
+@torch.no_grad()
+def follow(average: list[nn.Module], model: list[nn.Module], momentum: float) -> None:
+    """w̄ ← m·w̄ + (1-m)·w for every parameter."""
+    ours = [p for module in average for p in module.parameters()]
+    torch._foreach_lerp_(ours, [p.detach() for module in model for p in module.parameters()], 1 - momentum)
+
+
+@torch.no_grad()
+def knn_accuracy(module: nn.Module, task, k: int, batch_size: int, temperature: float = 0.07) -> dict[str, float]:
+    """Accuracy on the validation split of a vote among the k nearest training images.
+
+    Cosine similarity of the class tokens, votes weighted by exp(similarity / 0.07) (Wu et al. 2018,
+    arXiv:1805.01978).
+    """
+    def embed(split) -> tuple[Tensor, Tensor]:
+        rows = [(module(to_float(images), features=("cls.final",)).features["cls.final"][:, 0], labels)
+                for images, labels in split.batches(list(torch.arange(len(split)).split(batch_size)))]
+        return nn.functional.normalize(torch.cat([x for x, _ in rows]).float(), dim=1), torch.cat([y for _, y in rows])
+
+    was_training = module.training
+    module.eval()
+    (bank, bank_labels), (query, labels) = embed(task.splits["train"]), embed(task.splits["val"])
+    module.train(was_training)
+    votes = torch.zeros(len(query), task.num_classes, device=query.device)
+    similarity, nearest = (query @ bank.T).topk(k, dim=1)
+    votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+    return {"accuracy": (votes.argmax(1) == labels).double().mean().item()}
+
+
+def main(cfg: Config) -> None:
+    """Train until the configured step; resumes by itself."""
+    ssl = cfg.ssl
+    with Run(cfg) as run:
+        task = parts.build("tasks", cfg.task)
+        student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
+        teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        dino = run.seeded("head", lambda: Dino(student.feature_dim("cls.final"), ssl))
+        crops = [Augment((Part("resized_crop", {"scale": scale, "ratio": [0.75, 1.3333]}), *cfg.augment),
+                         keyed.key(cfg.seed, "view", number))
+                 for number, scale in enumerate([ssl.global_scale] * 2 + [ssl.local_scale] * ssl.local_crops)]
+        run.start(task, student, dino, average=teacher,
+                  evaluate=lambda module: knn_accuracy(module, task, ssl.knn, cfg.evaluate.batch_size))
+
+        for batch in run.loop():
+            # The teacher follows at the top of a step, so that a checkpoint, made at its end, holds both as they were.
+            rise = (1 - math.cos(math.pi * batch.step / run.total_steps)) / 2
+            follow([teacher, dino.teacher_head], [run.module, dino.head], ssl.momentum + (1 - ssl.momentum) * rise)
+            views = [crop(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes).images
+                     for crop in crops]
+            with run.autocast():
+                with torch.no_grad():
+                    target = teacher(torch.cat(views[:2]), features=("cls.final",)).features["cls.final"]
+                out = run.student(torch.cat(views), features=("cls.final",)).features["cls.final"]
+                loss, values = run.objective(out.unflatten(0, (len(views), -1))[:, :, 0],
+                                             target.unflatten(0, (2, -1))[:, :, 0], batch.window)
+            run.step(loss, values)
+        run.finish()
+
+
+if __name__ == "__main__":
+    exit_cleanly(lambda: main(CONFIG))
