@@ -4,7 +4,6 @@ import hashlib
 import io
 import pickle
 import struct
-import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -120,11 +119,14 @@ def test_streamed_batches_come_in_the_order_given(workers):
     split = StreamedSplit(decode_index, torch.arange(20) * 10).to("cpu", workers=workers)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for order in (ORDER, ORDER[::-1]):  # twice: the workers stay
-        found = [(images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in split.batches(order)]
-        assert found == [(x.tolist(), (10 * x).tolist()) for x in order]
-    next(split.batches(ORDER))  # left early: nothing of it may turn up in the next pass
-    assert [labels.tolist() for _, labels in split.batches(ORDER)] == [(10 * x).tolist() for x in ORDER]
+    outer = []
+    for images, labels in split.batches(ORDER):
+        outer.append((images[:, 0, 0, 0].tolist(), labels.tolist()))
+        if len(outer) == 2:  # a pass within a pass, and one that is left early
+            next(split.batches(ORDER))
+            inner = [labels.tolist() for _, labels in split.batches(ORDER[::-1])]
+    assert outer == [(x.tolist(), (10 * x).tolist()) for x in ORDER]
+    assert inner == [(10 * x).tolist() for x in ORDER[::-1]]
     with pytest.raises(UserError, match=r"^toy train image 13 \(13.png\): cannot be decoded$"):
         list(split.batches([torch.tensor([1]), torch.tensor([12, 13])]))
     assert torch.equal(before, torch.get_rng_state())
@@ -136,6 +138,15 @@ def test_resident_batches_are_the_rows_asked_for():
     assert len(split) == 20 and split.resident
     for x, (batch, labels) in zip(ORDER, split.batches(ORDER), strict=True):
         assert torch.equal(batch, images[x]) and labels.tolist() == (10 * x).tolist()
+
+
+def test_moving_a_split_changes_it_in_place_and_keeps_its_workers():
+    streamed = StreamedSplit(decode_index, torch.arange(3), workers=2)
+    assert streamed.to("meta") is streamed and (streamed.device.type, streamed.workers) == ("meta", 2)
+    assert streamed.to("cpu", workers=5).workers == 5
+    resident = ResidentSplit(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.arange(3))
+    assert resident.to("meta") is resident
+    assert (resident.images.device.type, resident.labels.device.type) == ("meta", "cpu")
 
 
 # --------------------------------------------------------------------------------------------- digits
@@ -193,6 +204,16 @@ def test_parquet_subfolder_parts_and_data_folder_variable(tmp_path, monkeypatch)
                   [i % 10 for i in range(20)])
     monkeypatch.setenv("GRAFT_DATA", str(tmp_path / "data"))
     assert cifar10.build().fingerprint == whole.fingerprint
+
+
+def test_hub_reads_the_pinned_snapshot(tmp_path, monkeypatch):
+    root, revision, asked = write_cifar(tmp_path), "0123456789" * 4, []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kw: asked.append((args, kw)) or root)
+    task = cifar10.build(source="hub", revision=revision)
+    assert task.data_id.startswith("cifar10 (uoft-cs/cifar10@0123456, PNG, lossless")
+    assert asked[0][0] == ("uoft-cs/cifar10",) and asked[0][1]["revision"] == revision
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kw: 1 / 0)
+    assert "cannot get uoft-cs/cifar10@0123456" in one_line(cifar10.build, source="hub", revision=revision)
 
 
 def test_mnist_parquet(tmp_path):
@@ -432,11 +453,3 @@ def test_imagefolder_fingerprint_sees_files(tmp_path):
     assert first != imagefolder.build(root=root, size=8).fingerprint
     (tmp_path / "train" / "ant" / "03.png").rename(tmp_path / "train" / "ant" / "03a.png")
     assert first != imagefolder.build(root=root, size=12).fingerprint
-
-
-def test_read_only_arrays_raise_no_warning(tmp_path):
-    root = write_cifar(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cifar10.build(root=root)
-        cifar10.build(root=root)

@@ -1,7 +1,7 @@
 """What a task is: images and labels in three splits, and what is known about them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +29,10 @@ class ResidentSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, workers: int = 0) -> "ResidentSplit":
-        """The same split with its images on `device`; there is nothing for `workers` to do."""
-        return ResidentSplit(self.images.to(device), self.labels)
+    def to(self, device: torch.device | str, workers: int | None = None) -> "ResidentSplit":
+        """Move the images to `device`; there is nothing for `workers` to do. Returns the split itself."""
+        self.images, self._labels_on_device = self.images.to(device), self.labels.to(device)
+        return self
 
     def batches(self, order: Iterable[Tensor]) -> Batches:
         """Images uint8 `(B, C, H, W)` and labels int64 `(B,)` on the device, for each index tensor `(B,)`."""
@@ -48,48 +49,33 @@ class StreamedSplit:
 
     resident = False
 
-    def __init__(self, decode: Callable[[int], np.ndarray], labels: Tensor, workers: int = 0,
-                 device: torch.device | str = "cpu"):
-        self.decode, self.labels, self.workers, self.device = decode, labels, workers, torch.device(device)
-        self._order = _Order()
-        self._loader: DataLoader | None = None
+    def __init__(self, decode: Callable[[int], np.ndarray], labels: Tensor, workers: int = 0):
+        self.decode, self.labels, self.workers, self.device = decode, labels, workers, torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, workers: int = 0) -> "StreamedSplit":
-        """The same split delivering to `device`, decoded by `workers` processes."""
-        return StreamedSplit(self.decode, self.labels, workers, device)
+    def to(self, device: torch.device | str, workers: int | None = None) -> "StreamedSplit":
+        """Deliver to `device` from now on, decoded by `workers` processes (None: as many as before)."""
+        self.device = torch.device(device)
+        self.workers = self.workers if workers is None else workers
+        return self
 
     def batches(self, order: Iterable[Tensor]) -> Batches:
-        """As `ResidentSplit.batches`; one pass at a time, since the workers are kept from pass to pass.
+        """As `ResidentSplit.batches`.
 
         Raises `UserError` naming the image if one cannot be decoded.
         """
-        cuda = self.device.type == "cuda"
-        if self._loader is None:
-            # Its own generator: by default a loader draws from the global one at every pass.
-            self._loader = DataLoader(_Images(self.decode), batch_sampler=self._order, collate_fn=_as_is,
-                                      num_workers=self.workers, persistent_workers=self.workers > 0,
-                                      pin_memory=cuda, generator=torch.Generator())
-        self._order.batches = [torch.as_tensor(index_B) for index_B in order]
-        for index_B, images in zip(self._order.batches, self._loader, strict=True):
+        order, cuda = [torch.as_tensor(index_B) for index_B in order], self.device.type == "cuda"
+        # Its own generator: by default a loader draws from the global one at every pass. And workers of its
+        # own: a pass may start while another one over the same split is under way.
+        loader = DataLoader(_Images(self.decode), batch_sampler=[index_B.tolist() for index_B in order],
+                            collate_fn=_as_is, num_workers=self.workers, pin_memory=cuda, generator=torch.Generator())
+        for index_B, images in zip(order, loader, strict=True):
             if isinstance(images, UserError):
                 raise images
             labels = on_device(self.labels[index_B], self.device, torch.int64)
             yield images.to(self.device, non_blocking=cuda), labels
-
-
-class _Order:
-    """The batch sampler: exactly the given index tensors. Replaced for every pass of a lasting loader."""
-
-    batches: Sequence[Tensor] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (index_B.tolist() for index_B in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from graft.tasks._images import open_image
 from graft.tasks._sources import data_root
 from graft.tasks._task import (
     ResidentSplit,
+    Split,
     StreamedSplit,
     Task,
     fingerprint,
@@ -56,21 +57,14 @@ def build(*, root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/im
     train = training_subset("imagefolder", labels, train, subset, split_seed)
     found["train"] = [paths[i] for i in train], labels[train]
 
-    splits, digests = {}, {}
-    for split in ("train", "val", "test"):
-        paths, labels = found[split]
-        decode = Decode(f"imagefolder {split} image", paths, size, channels)
-        splits[split] = StreamedSplit(decode, torch.from_numpy(labels))
-        digests[split] = _fingerprint(folder, paths, labels, size, channels)
-        if resident:
-            images = np.empty((len(paths), channels, size, size), np.uint8)
-            for i in range(len(paths)):
-                images[i] = decode(i)
-            splits[split] = ResidentSplit(torch.from_numpy(images), torch.from_numpy(labels))
+    splits = {split: _split(Decode(f"imagefolder {split} image", paths, size, channels), labels, resident)
+              for split, (paths, labels) in found.items()}
+    digest = joint_fingerprint({split: _fingerprint(folder, paths, labels, size, channels)
+                                for split, (paths, labels) in found.items()})
     # ImageNet's statistics; for grey images their mean over the channels.
     mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.449], [0.226])
     data_id = f"imagefolder ({', '.join([folder.resolve().name, f'{len(classes)} classes', *notes])})"
-    return Task("imagefolder", data_id, joint_fingerprint(digests), classes, channels, size, mean, std, splits)
+    return Task("imagefolder", data_id, digest, classes, channels, size, mean, std, splits)
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,16 @@ class Decode:
         # fit() resizes the largest centred square; Pillow's bicubic is antialiased when it shrinks.
         image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
         return np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+
+
+def _split(decode: Decode, labels: np.ndarray, resident: bool) -> Split:
+    labels = torch.from_numpy(labels)
+    if not resident:
+        return StreamedSplit(decode, labels)
+    images = np.empty((len(labels), decode.channels, decode.size, decode.size), np.uint8)
+    for i in range(len(labels)):
+        images[i] = decode(i)
+    return ResidentSplit(torch.from_numpy(images), labels)
 
 
 def _class_folders(folder: Path) -> list[str]:
