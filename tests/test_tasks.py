@@ -2,6 +2,7 @@ import collections
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import struct
 
@@ -263,6 +264,8 @@ def test_interrupted_cache_entry_is_invisible(tmp_path, monkeypatch):
     images, encoding = _cache.arrays("toy", [file], lambda: (np.ones(3), "PNG"))
     assert images.tolist() == [1, 1, 1] and encoding == "PNG"
     assert not list((tmp_path / "cache").glob("decoded/*.partial"))
+    os.utime(file, (1, 1))  # rewritten with the same size
+    assert _cache.arrays("toy", [file], lambda: (np.full(3, 2), "PNG"))[0].tolist() == [2, 2, 2]
 
 
 # ---------------------------------------------------------------------------- what is wrong with the data
@@ -443,7 +446,9 @@ def test_imagefolder_errors(tmp_path):
     decode.paths[4].write_bytes(decode.paths[4].read_bytes()[:60])
     message = one_line(lambda: list(task.splits["train"].batches([torch.arange(8)])))
     assert message.startswith(f"imagefolder train image 4 ({decode.paths[4]}): ")
-    (tmp_path / "test" / "dog").mkdir(parents=True)
+    (tmp_path / "test").mkdir()
+    assert "test: no images" in one_line(imagefolder.build, root=str(tmp_path))
+    (tmp_path / "test" / "dog").mkdir()
     assert "class dog is not in train/" in one_line(imagefolder.build, root=str(tmp_path))
 
 

@@ -117,6 +117,8 @@ def _list(folder: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]:
             raise UserError(f"{folder / name}: no images ({', '.join(sorted(SUFFIXES))})")
         paths += files
         labels += [label] * len(files)
+    if not paths:
+        raise UserError(f"{folder}: no images in its class folders")
     return paths, np.array(labels, np.int64)
 
 
