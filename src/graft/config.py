@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -274,8 +274,10 @@ class _Merge:
     def __init__(self) -> None:
         self.values: dict[str, Any] = copy.deepcopy(DEFAULTS)
         self.origin: dict[str, str] = {}
+        self.sources: list[str] = []
 
     def add(self, source: str, data: dict[str, Any]) -> None:
+        self.sources.append(source)
         for key, value in data.items():
             if key in SECTIONS:
                 self._section(source, key, value)
@@ -411,44 +413,48 @@ def _complete(merge: _Merge) -> Config:
         built[key] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
     built |= {key: _checked(who(key), key, resolved[key], rule) for key, rule in SCALARS.items()}
     config = Config(**built)
-    _check_together(config, who)
+    _check_together(config, who, ["default", *dict.fromkeys(merge.sources)])
     return config
 
 
-def _check_together(config: Config, who) -> None:
+def _check_together(config: Config, who: Callable[[str], str], sources: list[str]) -> None:
     """Values that are fine alone and wrong together; each names the key that would be changed."""
 
-    def need(ok: bool, path: str, message: str) -> None:
+    def need(ok: bool, path: str, message: str, *others: str) -> None:
+        """`others` are the keys the value clashes with; the source named is the last that set one of them."""
         if not ok:
-            raise UserError(f"{who(path)}: {path}: {message}")
+            source = max((who(key) for key in (path, *others)), key=lambda name: sources.index(name))
+            raise UserError(f"{source}: {path}: {message}")
 
     train, optim = config.train, config.optim
-    for path in ("train.duration", "optim.period"):
-        value = getattr(getattr(config, path.split(".")[0]), path.split(".")[1])
-        need(not value.endswith("%") and not value.startswith("0"), path, f"must be a positive 10ep or 500st, got {value!r}")
+    for path, value in {"train.duration": train.duration, "optim.period": optim.period}.items():
+        need(not value.endswith("%") and not value.startswith("0"), path,
+             f"must be a positive 10ep or 500st, got {value!r}")
     need(_comparable(optim.warmup, train.duration) is not False, "optim.warmup",
-         f"must be shorter than train.duration {train.duration}, got {optim.warmup!r}")
+         f"must be shorter than train.duration {train.duration}, got {optim.warmup!r}", "train.duration")
     need(len(optim.betas) == 2, "optim.betas", f"expected two numbers, got {optim.betas}")
     need(optim.min_lr <= optim.lr or optim.schedule not in ("cosine", "cyclic", "plateau"), "optim.min_lr",
-         f"must not exceed optim.lr {optim.lr}, got {optim.min_lr}")
+         f"must not exceed optim.lr {optim.lr}, got {optim.min_lr}", "optim.lr")
     need(train.batch_size % train.accumulate == 0, "train.accumulate",
-         f"must divide train.batch_size {train.batch_size}, got {train.accumulate}")
+         f"must divide train.batch_size {train.batch_size}, got {train.accumulate}", "train.batch_size")
     need(optim.schedule != "plateau" or not train.eval_every.startswith("0"), "train.eval_every",
-         "schedule plateau needs evaluations, got 0")
+         "schedule plateau needs evaluations, got 0", "optim.schedule")
     need(not train.stop_after or not train.eval_every.startswith("0"), "train.eval_every",
-         "early stopping needs evaluations, got 0")
+         "early stopping needs evaluations, got 0", "train.stop_after")
     for key in ("local_scale", "global_scale"):
         low_high = getattr(config.ssl, key)
         need(len(low_high) == 2 and low_high[0] <= low_high[1], f"ssl.{key}", f"expected [low, high], got {low_high}")
     classes = schema.part_constant("tasks", config.task.name, "CLASSES")
     for k in config.evaluate.topk:
         need(classes is None or k <= classes, "evaluate.topk",
-             f"top-{k} of {classes} classes: must not exceed the classes of {config.task.name}")
+             f"top-{k} of {classes} classes: must not exceed the classes of {config.task.name}", "task.name")
     size = config.task.args.get("size") or schema.part_constant("tasks", config.task.name, "SIZE")
     patch = config.student.args.get("patch")
-    need(not (size and patch) or size % patch == 0, "student.patch", f"must divide the image size {size}, got {patch}")
+    need(not (size and patch) or size % patch == 0, "student.patch", f"must divide the image size {size}, got {patch}",
+         "task.name", "task.size")
     dim, heads = config.student.args.get("dim"), config.student.args.get("heads")
-    need(not (dim and heads) or dim % heads == 0, "student.heads", f"must divide student.dim {dim}, got {heads}")
+    need(not (dim and heads) or dim % heads == 0, "student.heads", f"must divide student.dim {dim}, got {heads}",
+         "student.dim")
     depth = config.student.args.get("depth")
     need(bool(config.objective), "objective", "is empty; give at least one term")
     need(any(term.used for term in config.objective), "objective", "every weight is 0; nothing would be learned")
@@ -457,14 +463,23 @@ def _check_together(config: Config, who) -> None:
         need(not term.teacher_layers or len(term.teacher_layers) == len(term.layers), f"{here}.teacher_layers",
              f"expected {len(term.layers)} numbers, one for each of layers {term.layers}, got {term.teacher_layers}")
         need(not depth or max(term.layers, default=0) < depth, f"{here}.layers",
-             f"the student has blocks 0 to {(depth or 1) - 1}, got {term.layers}")
+             f"the student has blocks 0 to {(depth or 1) - 1}, got {term.layers}", "student.depth")
         wants_teacher = any("teacher" in name for name in schema.part_tensors("losses", term.name))
         need(not (wants_teacher and term.used) or config.teacher.name != "none", f"{here}.name",
-             f"{term.name} needs a teacher; teacher.name is none")
-    mixes = [op.name for op in config.augment if op.name in ("mixup", "cutmix", "mix")]
-    moved = config.teacher.name != "none" and config.teacher.view == "aligned"
-    need(not (moved and "mixup" in mixes), "teacher.view",
-         "aligned is undefined under mixup, where every token shows two images; use cutmix, or view: augmented")
+             f"{term.name} needs a teacher; teacher.name is none", "teacher.name")
+    teacher = config.teacher
+    mixes = {op.name for op in config.augment}
+    aligned = teacher.name != "none" and teacher.view == "aligned"
+    need(not (aligned and {"mixup", "mix"} & mixes), "teacher.view",
+         "aligned is undefined under mixup, where every token shows two images; use cutmix, or view: augmented",
+         "augment")
+    whole = [t.name for t in config.objective if t.used and (t.tokens == "cls" or t.name == "kd")]
+    need(not (aligned and "cutmix" in mixes and whole), "teacher.view",
+         f"aligned is undefined for {', '.join(whole)} under cutmix, where an image is two images; use view: augmented",
+         "augment", "objective")
+    need(config.method != "distill" or (teacher.view == "augmented" and not teacher.shuffle), "teacher.view",
+         "train_distill shows the teacher the student's image; aligned, unaligned and shuffle belong to "
+         "method: ss_distill", "method", "teacher.shuffle")
     if config.output_dir:
         name = Path(config.output_dir).name
         need(bool(NAME.match(name)), "output_dir",
@@ -571,7 +586,7 @@ def _with_origins(config: Config, origin: dict[str, str]) -> str:
             if isinstance(item, dict) and item and key is None:
                 lines.append(f"{pad}-")
                 walk(item, here, indent + 1)
-            elif isinstance(item, dict) and item or isinstance(item, list) and item and isinstance(item[0], dict):
+            elif (isinstance(item, dict) and item) or (isinstance(item, list) and item and isinstance(item[0], dict)):
                 lines.append(head.rstrip())
                 walk(item, here, indent + 1)
             else:

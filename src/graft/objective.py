@@ -1,8 +1,8 @@
 """The objective of a run: its loss terms, their weights over time, one reduction, and the formula."""
 
+import importlib
 import inspect
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Objective(nn.Module):
     def __init__(self, terms: tuple[Term, ...], student: nn.Module, teacher: nn.Module | None, *, seed: int):
         super().__init__()
         assert teacher is None or not any(p.requires_grad for p in teacher.parameters()), "the teacher is not frozen"
-        self.grids: dict[str, tuple[Grid, Grid]] = {}  # teacher patch feature -> (its grid, the student's)
+        self.student_grid: Grid | None = None  # of the patch tokens that are compared
         self.projectors = nn.ModuleDict()
         built: list[_Built] = []
         for index, term in enumerate(terms):
@@ -49,7 +49,7 @@ class Objective(nn.Module):
             name = f"{term.name}#{seen + 1}" if seen else term.name
             where = f"objective.{index} ({term.name})"
             tensors = tuple(schema.part_tensors("losses", term.name))
-            if teacher is None and any("teacher" in tensor for tensor in tensors):
+            if teacher is None and needs_teacher((term,)):
                 raise UserError(f"{where}: needs a teacher; teacher.name is none")
             if "teacher_logits" in tensors and teacher.num_classes != student.num_classes:
                 raise UserError(f"{where}: the teacher has {teacher.num_classes or 'no'} classes, "
@@ -65,14 +65,14 @@ class Objective(nn.Module):
     def _pair(self, where: str, name: str, term: Term, pair: tuple[str, str], student: nn.Module,
               teacher: nn.Module, seed: int) -> nn.Module | None:
         """Check one layer of a term and make its projector."""
-        module = sys.modules[parts.get("losses", term.name).__module__]
+        module = importlib.import_module(f"graft.losses.{term.name}")
         try:
-            widths = [model.feature_dim(feature) for model, feature in zip((student, teacher), pair)]
+            both = list(zip((student, teacher), pair))
+            widths = [model.feature_dim(feature) for model, feature in both]
             tokens = 1
             if term.tokens == "patch":
-                grids = tuple(tuple(model.grid_of_feature(feature)) for model, feature in zip((student, teacher), pair))
-                self._note_grids(pair[1], *grids, widths)
-                tokens = math.prod(grids[0])
+                self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths)
+                tokens = math.prod(self.student_grid)
             least = getattr(module, "MIN_TOKENS", 1)
             if tokens < least and term.args.get("over", "tokens") == "tokens":
                 raise UserError(f"compares at least {least} tokens of an image, got {tokens}"
@@ -87,15 +87,17 @@ class Objective(nn.Module):
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
-    def _note_grids(self, feature: str, student: Grid, teacher: Grid, widths: list[int]) -> None:
-        if any(t % s for s, t in zip(student, teacher)):
-            raise UserError(f"the teacher's grid must be the student's or a multiple of it, got teacher "
-                            f"{teacher[0]}x{teacher[1]} of width {widths[1]}, student {student[0]}x{student[1]} "
+    def _check_grids(self, grids: list[Grid], widths: list[int]) -> None:
+        ours, theirs = grids
+        factor = max(1, theirs[0] // ours[0])
+        if theirs != (factor * ours[0], factor * ours[1]):
+            raise UserError(f"the teacher's token grid must be the student's times an integer, got teacher "
+                            f"{theirs[0]}x{theirs[1]} of width {widths[1]}, student {ours[0]}x{ours[1]} "
                             f"of width {widths[0]}")
-        if self.grids.setdefault(feature, (teacher, student)) != (teacher, student):
-            before = self.grids[feature][1]
-            raise UserError(f"teacher {feature} is compared at two student grids, {before[0]}x{before[1]} and "
-                            f"{student[0]}x{student[1]}")
+        if self.student_grid not in (None, ours):
+            raise UserError(f"all terms must compare patches at one grid of the student, got {ours[0]}x{ours[1]} "
+                            f"after {self.student_grid[0]}x{self.student_grid[1]}")
+        self.student_grid = ours
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -106,11 +108,6 @@ class Objective(nn.Module):
     def teacher_features(self) -> tuple[str, ...]:
         """Names of the features the teacher must return."""
         return tuple(dict.fromkeys(t for built in self.terms for _, t in built.pairs))
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term looks at the teacher."""
-        return any("teacher" in tensor for built in self.terms for tensor in built.tensors)
 
     @property
     def needs_geometry(self) -> bool:
@@ -161,25 +158,31 @@ class Objective(nn.Module):
         ours, theirs = built.pairs[layer]
         teacher_tokens = teacher.features[theirs]
         if built.term.tokens == "patch":
-            teacher_tokens = pool_tokens(teacher_tokens, *self.grids[theirs])
-        projectors = self.projectors[built.name] if built.name in self.projectors else None
+            teacher_tokens = pool_tokens(teacher_tokens, self.student_grid)
+        projectors = self.projectors[built.name] if built.name in self.projectors else None  # noqa: SIM401 (no get)
         return {"student_tokens": student.features[ours], "teacher_tokens": teacher_tokens,
                 "visible": visible if built.term.tokens == "patch" else None,
                 "projector": projectors[layer] if projectors is not None else None}
 
 
-def pool_tokens(tokens: Tensor, grid: Grid, to: Grid) -> Tensor:
-    """Average-pool a token map (B, T, D) from `grid` to `to`, which divides it: (B, to[0] * to[1], D).
+def needs_teacher(terms: tuple[Term, ...]) -> bool:
+    """Whether any term that is ever used looks at the teacher."""
+    return any("teacher" in tensor
+               for term in terms if term.used for tensor in schema.part_tensors("losses", term.name))
 
-    A map that already has `to`'s tokens is returned as it is, so pooling before a warp and again in
-    the objective is harmless.
+
+def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
+    """Average-pool the token map of a grid `f` times as fine as `grid`, (B, T, D) -> (B, grid[0] * grid[1], D).
+
+    A map that is at `grid` already (f = 1) is returned as it is.
     """
-    B, T, D = tokens.shape
-    if math.prod(to) == T:
+    height, width = grid
+    factor = math.isqrt(tokens.shape[1] // (height * width))
+    assert tokens.shape[1] == factor**2 * height * width, f"{tokens.shape[1]} tokens for a {height}x{width} grid"
+    if factor == 1:
         return tokens
-    assert math.prod(grid) == T, f"{T} tokens are no {grid[0]}x{grid[1]} map"
-    blocks = tokens.reshape(B, to[0], grid[0] // to[0], to[1], grid[1] // to[1], D)
-    return blocks.mean((2, 4), dtype=torch.float32).to(tokens.dtype).reshape(B, -1, D)
+    blocks = tokens.unflatten(1, (height, factor, width, factor))
+    return blocks.mean((2, 4), dtype=torch.float32).to(tokens.dtype).flatten(1, 2)
 
 
 def _pairs(term: Term) -> tuple[tuple[str, str], ...]:

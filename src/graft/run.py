@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from graft import checkpoint, keyed
-from graft.augment import Augment, to_float
+from graft.augment import Augment
 from graft.config import Config
 from graft.errors import DiskProblem, NonFinite, Preempted, UserError
 from graft.journal import Journal
@@ -132,10 +132,11 @@ class Run:
             raise UserError(f"train.batch_size: {train.batch_size} images do not divide into {self.world} processes × "
                             f"train.accumulate {train.accumulate}")
         if to_steps(config.optim.warmup, self.steps_per_epoch, self.total_steps) >= self.total_steps:
-            raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the run's {self.total_steps} steps")
+            raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {self.total_steps} steps of "
+                            "the run")
         self.micro_size = train.batch_size // (self.world * train.accumulate)
         for split in task.splits.values():
-            split.to(self.device)
+            split.to(self.device, train.workers)
         if self.world > 1 and self.device.type == "cuda":
             # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
@@ -146,8 +147,10 @@ class Run:
         self.averaged_module = self.average.model if self.average else average and average.to(self.device)
         self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.student, self.objective = (self.accelerator.prepare_model(m) for m in (self.module, self.objective_module))
-        self._parallel = [m for m in (self.student, self.objective) if isinstance(m, nn.parallel.DistributedDataParallel)]
+        self.student = self.accelerator.prepare_model(self.module)
+        self.objective = self.accelerator.prepare_model(self.objective_module)
+        self._parallel = [m for m in (self.student, self.objective)
+                          if isinstance(m, nn.parallel.DistributedDataParallel)]
         if train.compile != "off":
             self.student = torch.compile(self.student, mode=train.compile)
         self.best: dict[str, float] | None = None
@@ -155,7 +158,9 @@ class Run:
         self.bad_evaluations = self.failed_saves = 0
         self.stopped_early = False
         self._pending: list[tuple] = []
-        self._window: dict[str, Tensor] = {}
+        self._window: dict[str, Tensor] = {}  # terms of the accumulation window so far
+        self._logged: dict[str, list] = {}  # [sum, steps] since the last line of the log
+        self._stop_requested = False
         if config.dry_run:
             self._describe()
             return
@@ -217,8 +222,8 @@ class Run:
             raise UserError(f"{path}: was made with another configuration ({'; '.join(changed[:3])}); "
                             "use another --output_dir")
         if info["world_size"] != self.world:
-            raise UserError(f"{path}: was made by {info['world_size']} processes, this is {self.world}; the result would "
-                            "not be bit-identical; launch with the same number")
+            raise UserError(f"{path}: was made by {info['world_size']} processes, this is {self.world}; the result "
+                            "would not be bit-identical; launch with the same number")
         if info["data_fingerprint"] != self.task.fingerprint:
             raise UserError(f"{path}: was made with other data (fingerprint {info['data_fingerprint'][:12]}, "
                             f"now {self.task.fingerprint[:12]})")
@@ -302,8 +307,11 @@ class Run:
         flags = torch.stack([broken.float(), broken.new_full((), self.stop_signal.number > 0).float()])
         if self.world > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        values = {**self._window, "grad_norm": norm.detach(), "lr": lr}
+        values = {**self._window, "grad_norm": norm.detach()}
         self._window = {}
+        for name, value in values.items():
+            entry = self._logged.setdefault(name, [0.0, 0])
+            entry[:] = entry[0] + value, entry[1] + 1
         fused = self.device.type == "cuda" and self.config.optim.name != "rmsprop"
         if fused:
             # The kernel skips the update by itself where found_inf is 1, so the host reads the flags of this
@@ -335,7 +343,6 @@ class Run:
                 raise NonFinite(f"step {step}: not finite on at least one process; rank {self.rank} has {shown}; the "
                                 f"update was not applied; last checkpoint: step {kept[-1] if kept else 'none'}")
             self._stop_requested = bool(stop)
-            self._last_values = values
 
     # ----------------------------------------------------------------------------------- step's edge
 
@@ -362,16 +369,17 @@ class Run:
             raise Preempted(f"stopped by a signal; saved at step {self.step_done}, the same command continues")
 
     def _log_training(self) -> None:
-        names = [name for name in self._last_values if name != "lr"]
-        means = torch.stack([self._last_values[name].to(self.device).float() for name in names])
+        """One line: every term's mean over the steps since the last line and over all processes."""
+        sums = torch.stack([total.to(self.device) / count for total, count in self._logged.values()])
         if self.world > 1:
-            dist.all_reduce(means, dist.ReduceOp.AVG if self.device.type == "cuda" else dist.ReduceOp.SUM)
-            means = means if self.device.type == "cuda" else means / self.world
-        row = {f"train/{name}": value for name, value in zip(names, means.tolist())}
+            dist.all_reduce(sums)
+        row = {f"train/{name}": value / self.world for name, value in zip(self._logged, sums.tolist())}
+        self._logged = {}
         (since, step), self._clock = self._clock, (time.perf_counter(), self.step_done)
         rate = (self.step_done - step) * self.train.batch_size / max(1e-9, self._clock[0] - since)
         if self.main:
-            self.journal.write(self.step_done, {**row, "lr": self._last_values["lr"], "images_per_second": rate,
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.journal.write(self.step_done, {**row, "lr": lr, "images_per_second": rate,
                                                 "epoch": self.step_done / self.steps_per_epoch})
             self.bar.set_postfix_str(f"loss {row['train/loss']:.3f}", refresh=False)
 

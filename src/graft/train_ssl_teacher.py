@@ -52,8 +52,9 @@ class Dino(nn.Module):
         self.center.lerp_(mean, 1 - self.ssl.center_momentum)
         loss = per_image.sum() / window
         # log K is the entropy of a collapsed, uniform teacher; 0 that of one that always gives the same answer.
-        entropy = torch.distributions.Categorical(logits=(target.float() - self.center) / self.ssl.teacher_temp).entropy()
-        return loss, {"dino": loss.detach(), "teacher_entropy": entropy.mean() * per_image.numel() / window}
+        log_p = ((target.float() - self.center) / self.ssl.teacher_temp).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1).mean() * per_image.numel() / window
+        return loss, {"dino": loss.detach(), "teacher_entropy": entropy}
 
 
 @torch.no_grad()

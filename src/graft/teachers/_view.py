@@ -29,8 +29,7 @@ class TeacherView:
         self.moves = cfg.teacher.view == "aligned"
         self.cache = None
         if cfg.teacher.view != "augmented" and cfg.teacher.cache == "auto" and not cfg.dry_run:
-            self.cache = TeacherCache(self.teacher, cfg.teacher, task, "train", self.features, run.device,
-                                      autocast=run.autocast)
+            self.cache = TeacherCache(self.teacher, cfg.teacher, task, "train", self.features, run.device)
         if cfg.teacher.shuffle and run.micro_size < 2:
             raise UserError("teacher.shuffle: needs at least 2 images in a micro-batch")
 

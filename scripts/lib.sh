@@ -1,0 +1,124 @@
+# Sourced by the sequences: set-up, free devices, one job per condition and seed, failures that are not swallowed.
+#
+#   job CONDITION SEED SCRIPT ARGS...   start a training run on the next free device; skipped if it is done
+#   finish_jobs                         wait for all of them
+#   needs CONDITION...                  false (and says so) if one of these has a run that is not done
+#   sequence_status                     what is done and what failed; its exit code is the sequence's
+#
+# Set STUDY (experiments/<study>) before. Devices: GPUs="0 1" picks GPUs, otherwise all that are free are used;
+# SLOTS=2 runs that many jobs at once on the CPU where there is no GPU.
+# shellcheck shell=bash
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+bash scripts/setup.sh
+PYTHON=${GRAFT_PYTHON:-$ROOT/.venv/bin/python}
+export PYTHONPATH="$ROOT/src:$ROOT/scripts${PYTHONPATH:+:$PYTHONPATH}"
+# The launcher passes these signals on and waits for the checkpoint they cause.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
+export CUDA_DEVICE_ORDER=PCI_BUS_ID
+
+# GPUs with no process on them and almost no memory in use, by UUID: an index means another GPU to CUDA than to
+# nvidia-smi once CUDA_VISIBLE_DEVICES or MIG is set.
+free_gpus() {
+    command -v nvidia-smi >/dev/null || return 0
+    local busy uuid used index
+    busy=$(nvidia-smi --query-compute-apps=gpu_uuid --format=csv,noheader 2>/dev/null || true)
+    while IFS=', ' read -r index uuid used; do
+        [[ -n "${GPUS:-}" && " $GPUS " != *" $index "* ]] && continue
+        [[ "$used" -lt 600 && "$busy" != *"$uuid"* ]] && echo "$uuid"
+    done < <(nvidia-smi --query-gpu=index,uuid,memory.used --format=csv,noheader,nounits 2>/dev/null || true)
+    return 0
+}
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+
+state_of() { # DIR: the state in its status.json
+    "$PYTHON" - "$1/status.json" <<'PY'
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+print(json.loads(path.read_text())["state"] if path.exists() else "none")
+PY
+}
+
+declare -A JOB_OF=()   # pid -> condition/seed
+declare -a FAILED=() PLANNED=()
+
+_reap() { # wait for one job and note how it ended
+    local pid code=0
+    wait -n -p pid "${!JOB_OF[@]}" || code=$?
+    local name=${JOB_OF[$pid]}
+    unset "JOB_OF[$pid]"
+    if [[ $code -ne 0 ]]; then
+        FAILED+=("$name")
+        echo "FAILED $name: $(tail -n 1 "experiments/$STUDY/$name/log.txt")" >&2
+    fi
+}
+
+_in_background() { # DIR ACCELERATE_CONFIG COMMAND...: hold a device while the command runs
+    local dir=$1 lock_fd gpu
+    shift
+    if has_gpu; then
+        # A lock per GPU keeps two sequences of this project off the same one until memory shows it is taken.
+        while :; do
+            for gpu in $(free_gpus); do
+                exec {lock_fd}>"${TMPDIR:-/tmp}/graft-$gpu.lock"
+                if flock -n "$lock_fd"; then
+                    CUDA_VISIBLE_DEVICES=$gpu exec "$@" >>"$dir/log.txt" 2>&1
+                fi
+                exec {lock_fd}>&-
+            done
+            sleep 10
+        done
+    fi
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$@" >>"$dir/log.txt" 2>&1
+}
+
+job() { # CONDITION SEED SCRIPT ARGS...
+    local condition=$1 seed=$2 script=$3 name=$1/seed$2 slots=${SLOTS:-1} accelerate=cpu
+    local dir=experiments/$STUDY/$name
+    shift 3
+    [[ "$condition" =~ ^[a-z0-9][a-z0-9._-]{0,63}$ ]] || { echo "error: bad condition name: $condition" >&2; return 2; }
+    PLANNED+=("$name")
+    [[ "$(state_of "$dir")" == "done" ]] && return 0
+    if has_gpu; then
+        accelerate=1gpu
+        slots=$(nvidia-smi -L | wc -l)
+    fi
+    while [[ ${#JOB_OF[@]} -ge $slots ]]; do _reap; done
+    mkdir -p "$dir"
+    _in_background "$dir" "$PYTHON" -m accelerate.commands.launch --config_file "configs/accelerate/$accelerate.yaml" \
+        "src/graft/$script" "$@" --output_dir "experiments/$STUDY/$condition" --seed "$seed" &
+    JOB_OF[$!]=$name
+}
+
+finish_jobs() {
+    while [[ ${#JOB_OF[@]} -gt 0 ]]; do _reap; done
+}
+
+needs() { # CONDITION...: whether every planned run of these conditions is done
+    local condition name
+    for condition in "$@"; do
+        for name in "${PLANNED[@]}"; do
+            if [[ "$name" == "$condition"/* && "$(state_of "experiments/$STUDY/$name")" != "done" ]]; then
+                echo "SKIPPED what needs $condition: $name is not done" >&2
+                FAILED+=("needs-$condition")
+                return 1
+            fi
+        done
+    done
+}
+
+sequence_status() {
+    [[ ${#FAILED[@]} -eq 0 ]] && return 0
+    printf 'failed: %s\n' "${FAILED[@]}" >&2
+    return 1
+}
+
+stop_jobs() { # let every job save and end
+    local pid
+    for pid in "${!JOB_OF[@]}"; do pkill -TERM -P "$pid" 2>/dev/null || kill -TERM "$pid" 2>/dev/null || true; done
+    for pid in "${!JOB_OF[@]}"; do wait "$pid" 2>/dev/null || true; done
+}
+trap 'trap - INT TERM; echo "interrupted; run the same command again to continue" >&2; stop_jobs; exit 143' INT TERM

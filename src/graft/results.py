@@ -1,0 +1,255 @@
+"""The file that figures, tables and the paper read: results.json, and the per-example rows beside it.
+
+`assemble` makes it from scored runs, `read_results` checks it, `table` shows it. All intervals are 95%.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from graft import stats
+from graft.errors import UserError
+
+SCHEMA_VERSION = 1
+COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")
+# The metrics compared with the baseline: column of the rows, and resamplings (real values have no repeated
+# patterns to draw at once, so they cost more).
+COMPARED = {"accuracy": ("correct", 10_000), "nll": ("nll", 2_000)}
+
+_NUMBER = (int, float)
+_CI95 = [(int, float, type(None))]
+_RUN = {"seed": int, "step": int, "split": str, "n": int, "examples": str, "checkpoint_sha256": str, "weights": str,
+        "metrics": {"accuracy": {"n_correct": int, "ci95": _CI95}, "*": {"value": _NUMBER}}}
+_MEAN = {"mean": _NUMBER, "ci95": _CI95, "seeds": int}
+_VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable": _NUMBER}
+# "*" stands for every key that is there.
+_SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
+    "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
+    "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with sorted keys in one step: readers see the old file or the whole new one.
+
+    Raises UserError for a value that is not finite.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False,
+                          default=lambda x: x.item())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """A checked results.json. Raises UserError naming the file and the first key that is not as it should be."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
+    _check(results, _SHAPE, str(path), "")
+    return results
+
+
+def _check(value: Any, shape: Any, path: str, key: str) -> None:
+    """Raise UserError at the first place where `value` has not the types that `shape` gives."""
+    kind = shape if isinstance(shape, type | tuple) else type(shape)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"{path}: {key}: expected {expected}, got {str(value)[:60]!r}")
+    if kind is list:
+        for i, item in enumerate(value):
+            _check(item, shape[0], path, f"{key}[{i}]")
+    if kind is dict:
+        for name in [name for name in shape if name != "*"]:
+            if name not in value:
+                raise UserError(f"{path}: {f'{key}.{name}'.lstrip('.')}: missing")
+            _check(value[name], shape[name], path, f"{key}.{name}".lstrip("."))
+        for name in value if "*" in shape else ():
+            _check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
+
+
+def write_examples(path: str | Path, rows: dict[str, np.ndarray], fingerprint: str) -> None:
+    """Write scored rows (`scoring.score`), one an example, with the fingerprint of the data they belong to."""
+    frame = pd.DataFrame({**rows, "correct": rows["label"] == rows["prediction"]})[list(COLUMNS)]
+    frame.attrs["fingerprint"] = fingerprint
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    frame.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+
+
+def example_rows(path: str | Path) -> pd.DataFrame:
+    """The rows of a scored split sorted by index; `attrs["fingerprint"]` names the data."""
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    missing = [name for name in COLUMNS if name not in frame]
+    if missing or "fingerprint" not in frame.attrs or not frame["index"].is_unique:
+        raise UserError(f"{path}: expected columns {', '.join(COLUMNS)}, unique indices and a data fingerprint; "
+                        f"{'missing ' + ', '.join(missing) if missing else 'not so'}")
+    return frame.sort_values("index", ignore_index=True)
+
+
+def metrics(rows: dict[str, np.ndarray] | pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The metrics of one run from its rows: accuracy with its count and Wilson interval, mean nll in nats."""
+    n_correct, n = int((rows["label"] == rows["prediction"]).sum()), len(rows["label"])
+    return {"accuracy": {"value": n_correct / n, "n_correct": n_correct, "ci95": list(stats.wilson(n_correct, n))},
+            "nll": {"value": float(rows["nll"].mean())}}
+
+
+def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
+             baseline: str = "baseline", *, code_sha: str = "unknown") -> dict[str, Any]:
+    """The content of results.json from scored runs.
+
+    A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to
+    `base_dir`. Each condition is compared with `baseline` ("" for no comparison) on every split both
+    have; seeds are paired by number where the lists agree and taken as independent elsewhere. p-values
+    are Holm-adjusted over the conditions, within one split and metric. Raises UserError where runs must
+    not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
+    """
+    names = list(dict.fromkeys(run["condition"] for run in runs))
+    if baseline and baseline not in names:
+        raise UserError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
+    rows = _all_rows(runs, data["fingerprint"], Path(base_dir))
+    conditions: dict[str, Any] = {}
+    for name in names:
+        own = [run for run in runs if run["condition"] == name]
+        conditions[name] = {"runs": [{k: v for k, v in run.items() if k != "condition"} for run in own],
+                            "summary": _summaries(own), "vs_baseline": {}}
+    for split in dict.fromkeys(run["split"] for run in runs) if baseline else ():
+        for metric, (column, draws) in COMPARED.items():
+            arrays = {name: _by_seed(rows, name, split, column) for name in names if (name, split) in rows}
+            if baseline not in arrays:
+                continue
+            compared = {name: _compare(*arrays[name], *arrays[baseline], draws)
+                        for name in arrays if name != baseline}
+            adjusted = stats.holm([result["p"] for result in compared.values()])
+            for (name, result), p_holm in zip(compared.items(), adjusted, strict=True):
+                conditions[name]["vs_baseline"].setdefault(split, {})[metric] = {**result, "p_holm": p_holm}
+    return {"schema_version": SCHEMA_VERSION, "study": study, "data": data, "code_sha": code_sha,
+            "baseline": baseline, "conditions": conditions}
+
+
+def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
+    """Rows by (condition, split) and seed, checked against their run, the data and each other."""
+    rows: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+    first: dict[str, tuple[Path, pd.DataFrame]] = {}
+    for run in runs:
+        path = base_dir / run["examples"]
+        frame = example_rows(path)
+        if frame.attrs["fingerprint"] != fingerprint:
+            raise UserError(f"{path}: scored on data {frame.attrs['fingerprint']}, expected {fingerprint}")
+        counted = (len(frame), int(frame["correct"].sum()))
+        stated = (run["n"], run["metrics"]["accuracy"]["n_correct"])
+        if counted != stated:
+            raise UserError(f"{path}: (n, n_correct) is {counted}, its run says {stated}")
+        other_path, other = first.setdefault(run["split"], (path, frame))
+        if len(frame) != len(other) or (frame[["index", "label"]] != other[["index", "label"]]).any(axis=None):
+            raise UserError(f"{path}: other examples or labels than {other_path} ({len(frame)} and {len(other)})")
+        seeds = rows.setdefault((run["condition"], run["split"]), {})
+        if run["seed"] in seeds:
+            raise UserError(f"{path}: a second run of {run['condition']}, seed {run['seed']}, {run['split']}")
+        seeds[run["seed"]] = frame
+    return rows
+
+
+def _summaries(runs: list[dict]) -> dict[str, dict[str, Any]]:
+    """Mean and t-interval over seeds of every metric that all runs of a split have."""
+    summary: dict[str, dict[str, Any]] = {}
+    for split in dict.fromkeys(run["split"] for run in runs):
+        own = [run["metrics"] for run in runs if run["split"] == split]
+        summary[split] = {metric: stats.seed_summary([m[metric]["value"] for m in own])
+                          for metric in own[0] if all(metric in m for m in own)}
+    return summary
+
+
+def _by_seed(rows: dict, name: str, split: str, column: str) -> tuple[list[int], np.ndarray]:
+    frames = dict(sorted(rows[name, split].items()))
+    return list(frames), np.stack([frame[column].to_numpy() for frame in frames.values()])
+
+
+def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: np.ndarray, draws: int) -> dict:
+    return stats.paired_difference(values, base, paired_seeds=seeds == base_seeds, draws=draws)
+
+
+def table(results: dict[str, Any]) -> pd.DataFrame:
+    """One row a condition and split: accuracy over seeds, difference to the baseline, chance; fractions."""
+    classes = results["data"].get("classes")
+    classes = len(classes) if isinstance(classes, list) else classes
+    lines = []
+    for name, condition in results["conditions"].items():
+        for split, summary in condition["summary"].items():
+            accuracy = summary["accuracy"]
+            versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
+            low, high = accuracy["ci95"]
+            difference_low, difference_high = versus.get("ci95", (None, None))
+            lines.append({
+                "condition": name, "split": split, "seeds": accuracy["seeds"],
+                "n": next(run["n"] for run in condition["runs"] if run["split"] == split),
+                "accuracy": accuracy["mean"], "low": low, "high": high,
+                "difference": versus.get("difference"), "difference_low": difference_low,
+                "difference_high": difference_high, "p_holm": versus.get("p_holm"),
+                "detectable": versus.get("detectable"), "chance": 1 / classes if classes else None})
+    frame = pd.DataFrame(lines)
+    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n")]
+    return frame.astype({column: float for column in numbers})
+
+
+def _display(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text, in percent and percentage points."""
+    def interval(middle: float, low: float, high: float, sign: str = "") -> str:
+        ends = "" if np.isnan(low) else f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+        return f"{100 * middle:{sign}.2f}{ends}"
+
+    def cells(row: Any) -> dict[str, str]:
+        one = " (1 seed)" if row.seeds == 1 else ""
+        compared = not np.isnan(row.difference)
+        return {
+            "condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
+            "accuracy %": interval(row.accuracy, row.low, row.high) + one,
+            "difference, points": interval(row.difference, row.difference_low, row.difference_high, "+")
+            + one if compared else "",
+            "p (Holm)": ("< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") if compared else "",
+            "detectable, points": f"{100 * row.detectable:.2f}" if compared else "",
+            "chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
+
+    return pd.DataFrame([cells(row) for row in frame.itertuples()])
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """The table of `table` for people."""
+    shown = _display(frame)
+    lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """The table of `table` for the paper (booktabs)."""
+    shown = _display(frame)
+    shown.columns = [name.replace("%", r"\%") for name in shown.columns]
+    return shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The numbers of `table` in full."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

@@ -1,0 +1,219 @@
+"""Configuration: what merges, what is refused, and that refusing is fast and says where."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from graft import config, schema
+from graft.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+BASE = str(ROOT / "configs/base/digits_vit.yaml")
+
+GOOD = """
+task: {name: digits}
+student: {name: vit, patch: 1, dim: 8, depth: 2, heads: 2}
+"""
+
+# (what the override file says, the key the message must name, what it must say)
+BAD_FILES = [
+    ("optim: {lrr: 1.0}", "optim.lrr", "did you mean lr"),
+    ("optm: {lr: 1.0}", "optm", "did you mean optim"),
+    ("student: {pach: 2}", "student.pach", "did you mean patch"),
+    ("student: {name: vitt}", "student.name", "did you mean vit"),
+    ("task: {name: cifar}", "task.name", "did you mean cifar10"),
+    ("teacher: {name: resnet}", "teacher.name", "unknown"),
+    ("objective: [{name: cee}]", "objective.0.name", "did you mean ce"),
+    ("objective: [{name: ce, smooth: 0.1}]", "objective.0.smooth", "did you mean smoothing"),
+    ("objective: [{weight: 1.0}]", "objective.0.name", "missing"),
+    ("objective: {kd: {weight: 1.0}}", "objective.kd", "is not there"),
+    ("objective: 3", "objective", "expected a list"),
+    ("objective: []", "objective", "is empty"),
+    ("objective: [{name: ce, weight: 0}]", "objective", "every weight is 0"),
+    ("augment: [{name: flop}]", "augment.0.name", "did you mean flip"),
+    ("optim: {lr: -5}", "optim.lr", "must be > 0, got -5"),
+    ("optim: {lr: 0}", "optim.lr", "must be > 0"),
+    ("optim: {lr: '5e-4'}", "optim.lr", "expected a number, got '5e-4'"),
+    ("optim: {lr: .nan}", "optim.lr", "finite"),
+    ("optim: {lr: fast}", "optim.lr", "expected a number"),
+    ("optim: {betas: [0.9, 1.5]}", "optim.betas", "[0, 1)"),
+    ("optim: {betas: [0.9]}", "optim.betas", "two numbers"),
+    ("optim: {name: lion}", "optim.name", "adamw | adam"),
+    ("optim: {schedule: linear}", "optim.schedule", "cosine"),
+    ("optim: {warmup: 5}", "optim.warmup", "expected text"),
+    ("optim: {warmup: 5epochs}", "optim.warmup", "a duration such as 10ep"),
+    ("optim: {warmup: 200ep}\ntrain: {duration: 100ep}", "optim.warmup", "shorter than train.duration"),
+    ("optim: {lr: 1.0e-6}", "optim.min_lr", "must not exceed optim.lr"),
+    ("train: {duration: 50%}", "train.duration", "positive"),
+    ("train: {duration: 0ep}", "train.duration", "positive"),
+    ("train: {batch_size: 0}", "train.batch_size", "must be >= 1"),
+    ("train: {batch_size: 12.5}", "train.batch_size", "expected an integer"),
+    ("train: {batch_size: true}", "train.batch_size", "expected an integer"),
+    ("train: {batch_size: 128, accumulate: 3}", "train.accumulate", "must divide"),
+    ("train: {keep: 1}", "train.keep", "must be >= 2"),
+    ("train: {precision: fp16}", "train.precision", "fp32 | bf16"),
+    ("train: {tensorboard: 'no'}", "train.tensorboard", "true or false"),
+    ("train: {stop_after: 3, eval_every: 0}", "train.eval_every", "early stopping needs evaluations"),
+    ("train: [1]", "train", "expected a mapping"),
+    ("evaluate: {topk: [1, 11]}", "evaluate.topk", "top-11 of 10 classes"),
+    ("student: {patch: 3}", "student.patch", "must divide the image size 8"),
+    ("student: {dim: 7}", "student.heads", "must divide student.dim 7"),
+    ("objective: [{name: kd}]", "objective.0.name", "needs a teacher"),
+    ("objective: [{name: kd, tau: 0}]\nteacher: {name: random}", "objective.0.tau", "must be > 0"),
+    ("objective: [{name: cka, layers: [9]}]\nteacher: {name: dinov2}", "objective.0.layers", "blocks 0 to 1"),
+    ("teacher: {name: run}", "teacher.path", "missing"),
+    ("teacher: {name: dinov2, view: same}", "teacher.view", "augmented | aligned"),
+    ("teacher: {name: dinov2, view: aligned}\naugment: [{name: mixup}]", "teacher.view", "undefined under mixup"),
+    ("method: distil", "method", "baseline | distill"),
+    ("seed: -1", "seed", ">= 0"),
+    ("ssl: {local_scale: [0.5, 0.2]}", "ssl.local_scale", "[low, high]"),
+    ("optim: {lr: '${oc.env:HOME}'}", "optim.lr", "resolvers are not allowed"),
+    ("optim: {lr: '${optim.nothing}'}", "optim.nothing", "not found"),
+    ("optim: {lr: 1.0\n", "", "not valid YAML"),
+    ("optim: {lr: 1.0}\noptim: {lr: 2.0}", "", "duplicate key optim"),
+    ("- 1", "", "expected a mapping at the top"),
+]
+
+
+def write(tmp_path: Path, text: str, name: str) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("text, key, says", BAD_FILES, ids=[f"{i}-{b[1]}" for i, b in enumerate(BAD_FILES)])
+def test_bad_config_is_one_line_with_file_and_key(tmp_path, text, key, says):
+    base, bad = write(tmp_path, GOOD, "good.yaml"), write(tmp_path, text, "bad.yaml")
+    with pytest.raises(UserError) as caught:
+        config.load([base, bad])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert key in message and says in message, message
+    assert "bad.yaml" in message or "default" in message or "${" in text, message
+
+
+def test_there_are_enough_bad_configs():
+    assert len(BAD_FILES) >= 40
+
+
+@pytest.mark.parametrize("overrides, key, says", [
+    (["optim.lr"], "optim.lr", "expected key=value"),
+    (["optim.lr=1", "optim.lr=2"], "optim.lr", "given twice"),
+    (["optim=3"], "optim", "expected a mapping"),
+    (["optim=3", "optim.lr=2"], "optim.lr", "conflicts with"),
+    (["optim.lr=2", "optim=3"], "optim", "conflicts with"),
+    (["optim.lr=[1"], "optim.lr", "cannot read"),
+    (["objective.kd.weight=1"], "objective.kd", "is not there"),
+    (["output_dir=/tmp/Bad Name"], "output_dir", "must be a name"),
+])
+def test_bad_override_names_the_command_line(tmp_path, overrides, key, says):
+    with pytest.raises(UserError, match=r"^command line: ") as caught:
+        config.load([write(tmp_path, GOOD, "good.yaml")], overrides)
+    assert key in str(caught.value) and says in str(caught.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(UserError, match=r"^/no/such\.yaml: no such config file"):
+        config.load(["/no/such.yaml"])
+
+
+def test_later_sources_win_and_lists_are_replaced(tmp_path):
+    base = write(tmp_path, GOOD + "optim: {lr: 0.1, clip: 2.0}\naugment: [{name: flip}, {name: crop}]\n", "a.yaml")
+    delta = write(tmp_path, "optim: {lr: 0.2}\naugment: [{name: crop, padding: 2}]\n", "b.yaml")
+    merged = config.load([base, delta], ["optim.clip=3"], seed=4)
+    assert (merged.optim.lr, merged.optim.clip, merged.seed) == (0.2, 3.0, 4)
+    assert [op.name for op in merged.augment] == ["crop"] and merged.augment[0].args["padding"] == 2
+
+
+def test_a_mapping_over_a_list_changes_one_element(tmp_path):
+    base = write(tmp_path, GOOD + "objective: [{name: ce, smoothing: 0.1}, {name: cka, weight: 0.5}]\n"
+                                  "teacher: {name: dinov2}\n", "a.yaml")
+    merged = config.load([base], ["objective.cka.weight=0.25"])
+    assert [(t.name, t.weight) for t in merged.objective] == [("ce", 1.0), ("cka", 0.25)]
+    assert merged.objective[0].args["smoothing"] == 0.1
+
+
+def test_a_part_of_another_name_does_not_inherit_arguments(tmp_path):
+    base = write(tmp_path, GOOD, "a.yaml")
+    other = write(tmp_path, "student: {name: cnn, arch: small}", "b.yaml")
+    assert "patch" not in config.load([base, other]).student.args
+
+
+def test_interpolation_is_resolved_and_checked(tmp_path):
+    base = write(tmp_path, GOOD + "optim: {lr: 0.25, min_lr: '${optim.lr}'}\n", "a.yaml")
+    assert config.load([base]).optim.min_lr == 0.25
+
+
+def test_a_saved_config_loads_to_the_same_run(tmp_path):
+    from omegaconf import OmegaConf
+    first = config.load([BASE], ["optim.lr=0.01"])
+    saved = tmp_path / "config.yaml"
+    OmegaConf.save(OmegaConf.create(first.to_dict()), saved)
+    assert config.load([saved]).sha256 == first.sha256
+    assert config.load([BASE]).sha256 != first.sha256
+
+
+def test_config_is_frozen():
+    loaded = config.load([BASE])
+    with pytest.raises(AttributeError):
+        loaded.optim.lr = 1.0
+
+
+def test_difference_names_terms(tmp_path):
+    one = config.load([BASE])
+    two = config.load([BASE], ["objective.ce.smoothing=0.3", "optim.lr=0.5"])
+    assert config.difference(one, two) == [("objective.ce.smoothing", 0.1, 0.3), ("optim.lr", one.optim.lr, 0.5)]
+
+
+def run_script(*args: str) -> tuple[subprocess.CompletedProcess, float]:
+    """Run `train_baseline.py` with a torch that cannot be imported."""
+    started = time.perf_counter()
+    fake = ROOT / "tests/no_torch"
+    done = subprocess.run([sys.executable, str(ROOT / "src/graft/train_baseline.py"), *args], text=True,
+                          capture_output=True, env={**os.environ, "PYTHONPATH": f"{fake}:{ROOT / 'src'}"}, cwd=ROOT)
+    return done, time.perf_counter() - started
+
+
+@pytest.mark.parametrize("args, code, says", [
+    (["--base_config", BASE, "--output_dir", "x", "optim.lr=-1"], 2, "command line: optim.lr: must be > 0, got -1"),
+    (["--base_config", BASE, "--output_dir", "x", "--no_such"], 2, "--no_such: unknown option"),
+    (["--base_config", BASE, "--output_dir", "x", "method=distill"], 2, "use train_distill.py"),
+    (["--base_config", BASE, "--output_dir", "x", "--resume", "perhaps"], 2, "auto | never | must"),
+    (["--base_config", BASE, "--output_dir", "x", "--print_config"], 0, ""),
+    (["--help"], 0, ""),
+])
+def test_command_line_ends_before_torch_is_imported(args, code, says):
+    done, seconds = run_script(*args)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+    assert seconds < 2 or os.environ.get("CI"), f"{seconds:.1f} s"
+
+
+def test_print_config_says_where_values_come_from():
+    out = run_script("--base_config", BASE, "--output_dir", "runs/x", "optim.lr=0.5", "--print_config")[0].stdout
+    assert re.search(r"lr: 0\.5 +# command line", out)
+    assert re.search(r"patch: 1 +# .*digits_vit\.yaml", out)
+    assert re.search(r"clip: 1\.0 +# default", out)
+
+
+def test_help_lists_every_key():
+    out = run_script("--help")[0].stdout
+    for section, cls in config.SECTIONS.items():
+        for key in schema.dataclass_fields(cls):
+            assert f"{section}.{key}" in out
+    for kind in schema.ENTRY:
+        for name in schema.part_names(kind):
+            assert f"name: {name} " in out
+            for key, field in schema.part_fields(kind, name).items():
+                assert key in out
+                assert field.help, f"{kind}/{name}: {key} has no help"
+
+
+@pytest.mark.parametrize("value, steps", [("3ep", 30), ("7st", 7), ("50%", 100), ("0.5ep", 5)])
+def test_durations(value, steps):
+    assert schema.to_steps(value, 10, 200) == steps
