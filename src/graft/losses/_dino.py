@@ -31,7 +31,7 @@ class DinoHead(nn.Module):
     (…, dim) -> (…, prototypes): cosines, in [-1, 1].
     """
 
-    def __init__(self, dim: int, *, prototypes: int, hidden: int, bottleneck: int):
+    def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
                                  nn.Linear(hidden, bottleneck))

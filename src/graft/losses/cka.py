@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from graft.losses._tokens import everywhere, fp32, image_means, make_projector, pairs, projected
 
 MIN_TOKENS = 4  # the unbiased estimator divides by n - 3
-FLOOR = 1e-12  # of a self-HSIC, in units of the mean squared token norm (to the fourth power)
+# Of a self-HSIC, in units of the root-mean-square token norm to the fourth power: reached where tokens
+# differ by less than some 1e-5 of their length, which float32 does not resolve.
+FLOOR = 1e-20
 PUBLISHED_EPS = 1e-8
 
 
@@ -37,8 +39,8 @@ def loss(student_tokens: Tensor, teacher_tokens: Tensor, visible: Tensor | None 
     of each image, 0-d over the images of the batch; fewer than 4 give 0. Unbiased: HSIC = <A, B> / (n (n - 3))
     of the U-centred matrices, so self-HSIC is a squared norm and CKA is in [-1, 1]: the loss is 0 for
     tokens equal up to rotation, scale and translation, about 1 for unrelated ones and at most 2.
-    Tokens that are all the same have no structure to align: their self-HSIC is held at `FLOOR`, so the
-    loss is 1, with a finite gradient. Kornblith et al. 2019 (arXiv:1905.00414); unbiased HSIC: Song et al.
+    Tokens that are all the same have no structure to align: their self-HSIC is held at `FLOOR`, so that the
+    loss is 1 and its gradient finite. Kornblith et al. 2019 (arXiv:1905.00414); unbiased HSIC: Song et al.
     2012 (JMLR 13), Nguyen et al. 2021 (arXiv:2010.15327); U-centring: Székely, Rizzo 2014 (Ann. Statist. 42).
     """
     assert (projector is None) == (project == "none"), f"project={project} with projector {projector}"
@@ -86,8 +88,9 @@ def _kernel(x: Tensor, rows: Tensor, kernel: str) -> Tensor:
     ordered = distance[:, i, j].masked_fill(~(rows[:, i] & rows[:, j]), torch.inf).sort(1).values
     count = rows.sum(1) * (rows.sum(1) - 1) // 2
     median = ordered.gather(1, ((count - 1) // 2).clamp_min(0)[:, None])
-    median = median.masked_fill(count[:, None] == 0, 1).clamp_min(FLOOR)
-    return torch.exp(-distance / (2 * median[:, :, None]))
+    median = median.masked_fill(count[:, None] == 0, 1).clamp_min(FLOOR**0.5)
+    # exp - 1: centring takes the 1 out again, without the rounding it would leave where distances are small
+    return torch.expm1(-distance / (2 * median[:, :, None]))
 
 
 def _centre(kernel: Tensor, rows: Tensor, n: Tensor, unbiased: bool) -> Tensor:
