@@ -196,7 +196,8 @@ def _weight(term: Term, step: int, total_steps: int, steps_per_epoch: int) -> fl
         return term.before
     if term.weight_end < 0:
         return term.weight
-    done = min(1.0, (step - start) / max(1, total_steps - 1 - start))
+    last = total_steps - 1
+    done = min(1.0, (step - start) / (last - start)) if last > start else 1.0
     if term.schedule == "cosine":
         done = (1 - math.cos(math.pi * done)) / 2
     return term.weight + (term.weight_end - term.weight) * done
