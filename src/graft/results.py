@@ -22,12 +22,12 @@ COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "labe
 COMPARED = {"accuracy": ("correct", 10_000), "nll": ("nll", 2_000)}
 
 _NUMBER = (int, float)
-_CI95 = [(int, float, type(None))]
+_CI95 = [(int, float, type(None))] * 2
 _RUN = {"seed": int, "step": int, "split": str, "n": int, "examples": str, "checkpoint_sha256": str, "weights": str,
         "metrics": {"accuracy": {"n_correct": int, "ci95": _CI95}, "*": {"value": _NUMBER}}}
 _MEAN = {"mean": _NUMBER, "ci95": _CI95, "seeds": int}
 _VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable": _NUMBER}
-# "*" stands for every key that is there.
+# "*" stands for every key that is there; a list of one shape may have any length.
 _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
     "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
@@ -72,6 +72,8 @@ def _check(value: Any, shape: Any, path: str, key: str) -> None:
         expected = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
         raise UserError(f"{path}: {key}: expected {expected}, got {str(value)[:60]!r}")
     if kind is list:
+        if len(shape) > 1 and len(value) != len(shape):
+            raise UserError(f"{path}: {key}: expected {len(shape)} values, got {len(value)}")
         for i, item in enumerate(value):
             _check(item, shape[0], path, f"{key}[{i}]")
     if kind is dict:
@@ -190,11 +192,11 @@ def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: 
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
-    """One row a condition and split: accuracy over seeds, difference to the baseline, chance; fractions."""
+    """One row a condition (the baseline first) and split: accuracy, difference to the baseline, chance; fractions."""
     classes = results["data"].get("classes")
     classes = len(classes) if isinstance(classes, list) else classes
     lines = []
-    for name, condition in results["conditions"].items():
+    for name, condition in sorted(results["conditions"].items(), key=lambda item: item[0] != results.get("baseline")):
         for split, summary in condition["summary"].items():
             accuracy = summary["accuracy"]
             versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
@@ -205,10 +207,11 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
                 "n": next(run["n"] for run in condition["runs"] if run["split"] == split),
                 "accuracy": accuracy["mean"], "low": low, "high": high,
                 "difference": versus.get("difference"), "difference_low": difference_low,
-                "difference_high": difference_high, "p_holm": versus.get("p_holm"),
-                "detectable": versus.get("detectable"), "chance": 1 / classes if classes else None})
+                "difference_high": difference_high, "difference_scope": versus.get("scope", ""),
+                "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
+                "chance": 1 / classes if classes else None})
     frame = pd.DataFrame(lines)
-    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n")]
+    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n", "difference_scope")]
     return frame.astype({column: float for column in numbers})
 
 
@@ -219,13 +222,12 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
         return f"{100 * middle:{sign}.2f}{ends}"
 
     def cells(row: Any) -> dict[str, str]:
-        one = " (1 seed)" if row.seeds == 1 else ""
         compared = not np.isnan(row.difference)
         return {
             "condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
-            "accuracy %": interval(row.accuracy, row.low, row.high) + one,
+            "accuracy %": interval(row.accuracy, row.low, row.high) + (" (1 seed)" if row.seeds == 1 else ""),
             "difference, points": interval(row.difference, row.difference_low, row.difference_high, "+")
-            + one if compared else "",
+            + (" (1 seed)" if row.difference_scope == "examples" else "") if compared else "",
             "p (Holm)": ("< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") if compared else "",
             "detectable, points": f"{100 * row.detectable:.2f}" if compared else "",
             "chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
@@ -244,7 +246,8 @@ def to_latex(frame: pd.DataFrame) -> str:
     """The table of `table` for the paper (booktabs)."""
     shown = _display(frame)
     shown.columns = [name.replace("%", r"\%") for name in shown.columns]
-    return shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
+    latex = shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
+    return latex.replace("< ", "$<$ ")
 
 
 def to_csv(frame: pd.DataFrame) -> str:

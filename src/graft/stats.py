@@ -47,7 +47,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, paired_seeds: bool = True, 
     component by its own quantile (Banerjee 1960, Sankhya 22) never covers less than stated for normal
     components. `p` is the two-sided level at which this interval touches zero. With unpaired seeds
     V_seed is the sum of both sides and S the smaller number. With one seed V_seed is unknown, and the
-    interval speaks of these checkpoints alone (`scope`).
+    interval speaks of these checkpoints alone (`scope` is then `examples`).
 
     `ci95_bootstrap`, the percentile interval of resampling examples (the same for both conditions) and
     seeds with replacement, is reported beside it and not used: with few seeds it is too short. Coverage of
@@ -85,7 +85,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, paired_seeds: bool = True, 
         "detectable": _detectable(seed_var, example_var, seeds, 0.8),
         "ci95_bootstrap": [low, high], "se_seed": math.sqrt(seed_var) if seeds > 1 else None,
         "se_example": math.sqrt(example_var), "seeds": [len(a), len(b)], "paired_seeds": paired_seeds,
-        "scope": "seeds and examples" if seeds > 1 else "examples, these checkpoints only"}
+        "scope": "seeds and examples" if seeds > 1 else "examples"}
     if counts:
         rows = zip(a, b) if paired_seeds else ((x, y) for x in a for y in b)
         result["discordant"] = np.mean([[(x & ~y).mean(), (y & ~x).mean()] for x, y in rows], axis=0).tolist()

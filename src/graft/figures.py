@@ -1,0 +1,68 @@
+"""How every figure looks and is written: sized for a two-column page, the same bytes for the same numbers."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from graft.errors import UserError
+
+COLUMN, PAGE = 3.25, 6.75  # inches: widths of one column and of both
+# Conditions differ in colour, marker and line style, so that grey print and colour-blind readers can tell them apart.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (5, 1, 1, 1)), (0, (2, 2)))
+_STYLE = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 3.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
+    "grid.linewidth": 0.3, "grid.color": "0.85", "axes.axisbelow": True, "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6, "figure.constrained_layout.use": True, "text.usetex": False,
+    "pdf.fonttype": 42, "savefig.dpi": 300, "savefig.bbox": "standard"}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Drawing inside this block has the house style (petroff10 colours: Petroff 2021, arXiv:2107.02270)."""
+    with matplotlib.style.context(["default", "petroff10", _STYLE]):
+        yield
+
+
+def axes(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches and its axes, row by row."""
+    figure = Figure(figsize=(width, height))
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
+
+
+def look(i: int) -> dict:
+    """Colour, marker and line of the i-th condition."""
+    return {"color": f"C{i % 10}", "marker": MARKERS[i % 10], "linestyle": LINES[i % 10]}
+
+
+def choose(asked: list[str] | None, present: list[str], where: str, allow_missing: bool) -> list[str]:
+    """The conditions to draw. Raises UserError naming those that were asked for and are not there."""
+    missing = [name for name in asked or () if name not in present]
+    if missing and not allow_missing:
+        raise UserError(f"{where}: no {', '.join(missing)}; there are: {', '.join(present) or 'none'}")
+    for name in missing:
+        print(f"missing: {name}", file=sys.stderr)
+    chosen = [name for name in asked or present if name in present]
+    if not chosen:
+        raise UserError(f"{where}: no condition to draw; there are: {', '.join(present) or 'none'}")
+    return chosen
+
+
+def save(figure: Figure, out_dir: str | Path, name: str, table: pd.DataFrame) -> list[Path]:
+    """Write `name`.pdf, .png (300 dpi) and .csv, the numbers drawn; no dates, so that equal input gives equal bytes."""
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = [out_dir / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    with style():
+        figure.savefig(paths[0], metadata={"CreationDate": None})
+        figure.savefig(paths[1], metadata={"Software": None})
+    table.to_csv(paths[2], index=False, lineterminator="\n", float_format="%.6g")
+    return paths
