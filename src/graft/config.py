@@ -51,7 +51,7 @@ class TeacherPart(Part):
                     "token map is moved by the geometry of the student's view (cacheable); unaligned: it sees the "
                     "stored image and tokens are compared index by index, whatever they show"] = "augmented"
     shuffle: Annotated[bool, "", "negative control: give every image the outputs of another image"] = False
-    cache: Annotated[str, "auto | off", "keep the outputs for the stored images instead of computing them "
+    cache: Annotated[str, "auto | none", "keep the outputs for the stored images instead of computing them "
                                         "again every epoch (views aligned and unaligned)"] = "auto"
 
 
@@ -104,7 +104,7 @@ class Train:
     accumulate: Annotated[int, ">= 1", "micro-batches per optimizer step and process"] = 1
     precision: Annotated[str, "fp32 | bf16", "autocast; losses are fp32 either way"] = "fp32"
     tf32: Annotated[bool, "", "TF32 matrix products on GPUs"] = True
-    compile: Annotated[str, "off | default | reduce-overhead | max-autotune", "torch.compile of the student"] = "off"
+    compile: Annotated[str, "none | default | reduce-overhead | max-autotune", "torch.compile of the student"] = "none"
     deterministic: Annotated[bool, "", "deterministic kernels on the GPU too (slower)"] = False
     average: Annotated[str, "none | ema | swa", "weights that are evaluated beside, and exported instead of, the "
                                                 "last ones"] = "none"

@@ -151,7 +151,7 @@ class Run:
         self.objective = self.accelerator.prepare_model(self.objective_module)
         self._parallel = [m for m in (self.student, self.objective)
                           if isinstance(m, nn.parallel.DistributedDataParallel)]
-        if train.compile != "off":
+        if train.compile != "none":
             self.student = torch.compile(self.student, mode=train.compile)
         self.best: dict[str, float] | None = None
         self.plateau = {"factor": 1.0, "best": float("inf"), "bad": 0}

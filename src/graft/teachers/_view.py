@@ -53,5 +53,6 @@ class TeacherView:
             logits = logits if logits is None else logits.roll(1, 0)
         if self.moves:
             for name in [name for name in maps if name.startswith("patch")]:
-                maps[name], visible = move_tokens(maps[name], view.matrix, view.visible, self.grid, self.task.size)
+                maps[name], visible = move_tokens(maps[name], view.matrix, view.visible, self.grid,
+                                                  (self.task.size, self.task.size))
         return Outputs(logits, logits, maps), visible

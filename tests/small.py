@@ -1,0 +1,62 @@
+"""Tiny runs of the real training scripts: 2 blocks of width 16 on 8x8 digits, seconds on one core."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from graft import checkpoint, config
+from graft.config import Config
+from graft.journal import read
+
+ROOT = Path(__file__).parent.parent
+BASE = ROOT / "configs/base/digits_vit.yaml"
+TINY = ["student.dim=16", "student.depth=2", "student.heads=2", "task.subset=160", "train.batch_size=32",
+        "train.log_every=1", "train.tensorboard=false", "optim.warmup=1st", "train.eval_every=0",
+        "train.checkpoint_every=0"]
+
+
+def tiny(output_dir: Path, *overrides: str, method: str = "baseline", seed: int = 0) -> Config:
+    """The demo's base configuration, shrunk."""
+    merged: dict[str, str] = {}
+    for item in [*TINY, "train.duration=3st", f"method={method}", *overrides]:
+        key, _, value = item.partition("=")
+        merged[key] = value
+    return config.load([BASE], [f"{k}={v}" for k, v in merged.items()], output_dir=str(output_dir), seed=seed)
+
+
+def run_main(cfg: Config) -> list[dict[str, float]]:
+    """Run the method's real `main` in this process; returns its log."""
+    importlib.import_module(f"graft.train_{cfg.method}").main(cfg)
+    return read(cfg.run_dir / "metrics.jsonl")
+
+
+def weights(run_dir: Path, step: int | None = None) -> dict[str, bytes]:
+    """Every saved tensor of a checkpoint as bytes: model, average, objective and optimizer."""
+    path = checkpoint.path_of(run_dir, step or checkpoint.steps(run_dir)[-1])
+    tensors, optimizer, _ = checkpoint.load(path)
+    flat = {f"{stem}.{k}": v.numpy().tobytes() for stem, state in tensors.items() for k, v in state.items()}
+    for index, state in optimizer["state"].items():
+        flat |= {f"optim.{index}.{k}": v.numpy().tobytes() for k, v in state.items()}
+    return flat
+
+
+def command(script: str, output_dir: Path, *overrides: str, processes: int = 1) -> list[str]:
+    """The command line of a tiny run under `accelerate launch`."""
+    launcher = "cpu" if processes == 1 else f"cpu{processes}"
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+            str(ROOT / f"configs/accelerate/{launcher}.yaml"), "--main_process_port", "0",
+            str(ROOT / f"src/graft/{script}"), "--base_config", str(BASE), "--output_dir", str(output_dir),
+            *TINY, *overrides]
+
+
+def environment() -> dict[str, str]:
+    """For subprocesses: one thread each, the source tree first."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}",
+            "PYTHONWARNINGS": "default"}
+
+
+def launch(*args, **kwargs) -> subprocess.CompletedProcess:
+    """Run `command(...)` to its end."""
+    return subprocess.run(command(*args, **kwargs), env=environment(), cwd=ROOT, text=True, capture_output=True)

@@ -1,0 +1,241 @@
+"""The real training scripts, small: golden steps, parity between arms, independence of the batch's division."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from graft import config, parts
+from graft.errors import NonFinite, UserError
+from graft.optim import lr_at
+from small import BASE, ROOT, launch, run_main, tiny, weights
+
+AUGMENT = "augment=[{name: flip}, {name: crop, padding: 1}, {name: cutmix, alpha: 1.0}]"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A finished run to learn from: 5 steps of a small CNN."""
+    folder = tmp_path_factory.mktemp("teacher") / "cnn"
+    run_main(tiny(folder, "student={name: cnn, arch: small}", "train.duration=5st"))
+    return folder / "seed0"
+
+
+def distill(teacher: Path, weight: float = 0.5) -> list[str]:
+    return [f"teacher={{name: run, path: {teacher}}}",
+            f"objective=[{{name: ce, smoothing: 0.1}}, {{name: kd, weight: {weight}, tau: 2.0}}]"]
+
+
+def structural(teacher: Path) -> list[str]:
+    return [f"teacher={{name: run, path: {teacher}, view: aligned}}", "student.patch=4", "train.compile=none",
+            "objective=[{name: ce}, {name: token, weight: 0.5}, {name: gram, weight: 0.5}]"]
+
+
+# Loss, gradient norm and learning rate of three steps. If a change moves these on purpose, say why in the
+# commit; if it was a refactoring, it was not one.
+GOLDEN = {
+    "baseline": [(2.304518, 0.890736), (2.316348, 0.892421), (2.302186, 0.410261)],
+    "distill": [(2.308284, 0.900434), (2.31274, 0.749472), (2.304777, 0.514798)],
+    "ss_distill": [(2.9035, 0.992257), (2.954895, 1.052644), (2.829713, 0.82506)],
+    "ssl_teacher": [(0.628369, 44.977501), (0.540208, 21.774355), (0.506919, 4.734388)],
+}
+
+
+def close(rows: list[dict], golden: list[tuple[float, float]]) -> None:
+    found = [(row["train/loss"], row["train/grad_norm"]) for row in rows if "train/loss" in row]
+    assert found == [pytest.approx(pair, rel=2e-4) for pair in golden], found
+
+
+def test_golden_baseline(tmp_path):
+    close(run_main(tiny(tmp_path / "x", AUGMENT)), GOLDEN["baseline"])
+
+
+def test_golden_distill(tmp_path, teacher):
+    close(run_main(tiny(tmp_path / "x", *distill(teacher), method="distill")), GOLDEN["distill"])
+
+
+def test_golden_ss_distill(tmp_path, teacher):
+    close(run_main(tiny(tmp_path / "x", *structural(teacher), method="ss_distill")), GOLDEN["ss_distill"])
+
+
+def test_golden_ssl_teacher(tmp_path):
+    close(run_main(tiny(tmp_path / "x", "ssl.prototypes=32", "ssl.hidden=32", "ssl.bottleneck=16",
+                        method="ssl_teacher")), GOLDEN["ssl_teacher"])
+
+
+def test_an_ablation_is_the_method_with_the_printed_lines_changed(tmp_path, teacher, capsys):
+    method = tmp_path / "method.yaml"
+    method.write_text(f"method: distill\nteacher: {{name: run, path: {teacher}}}\n"
+                      "objective: [{name: ce}, {name: kd, weight: 0.5}]\n")
+    ablation = tmp_path / "ablation.yaml"
+    ablation.write_text("objective: {kd: {weight: 0.25}}\n")
+    from dataclasses import replace
+    plain = tiny(tmp_path / "x")
+    files = (str(BASE), str(method), str(ablation))
+    overrides = ("student.dim=16", "student.depth=2", "student.heads=2", "task.subset=160", "train.batch_size=32",
+                 "optim.warmup=1st", "train.duration=2st", "train.tensorboard=false", "train.log_every=1")
+    cfg = replace(config.load(files, overrides, output_dir=plain.output_dir), files=files, overrides=overrides)
+    script = importlib.import_module("graft.train_ablation")
+    script.print_difference(cfg)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:]] == [["objective.kd.weight", "0.5", "->", "0.25"]]
+    script.main(cfg)
+    with pytest.raises(UserError, match="changes nothing"):
+        script.print_difference(replace(cfg, files=(*files, str(ablation))))
+
+
+def test_distillation_of_weight_zero_is_the_baseline_bit_for_bit(tmp_path, teacher):
+    run_main(tiny(tmp_path / "a", AUGMENT))
+    cfg = tiny(tmp_path / "b", AUGMENT, *distill(teacher, weight=0.0), method="distill")
+    run_main(cfg)
+    assert weights(tmp_path / "a/seed0") == weights(tmp_path / "b/seed0")
+
+
+def test_a_term_that_starts_later_leaves_the_steps_before_it_alone(tmp_path, teacher):
+    run_main(tiny(tmp_path / "a"))
+    late = ["objective=[{name: ce, smoothing: 0.1}, {name: kd, weight: 0.5, warmup: 3st}]"]
+    run_main(tiny(tmp_path / "b", *distill(teacher)[:1], *late, method="distill"))
+    assert weights(tmp_path / "a/seed0") == weights(tmp_path / "b/seed0")
+
+
+def divided(tmp_path: Path, teacher: Path, *extra: str) -> list[str]:
+    """What must not depend on how the batch of 32 is divided; drop-path would, its masks are drawn per micro-batch."""
+    return [AUGMENT, *distill(teacher), "student.drop_path=0", "train.duration=4st", *extra]
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        a, b = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (ours[name], theirs[name]))
+        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5), f"{name}: {(a - b).abs().max()}"
+
+
+def test_accumulation_does_not_change_the_training(tmp_path, teacher):
+    run_main(tiny(tmp_path / "a", *divided(tmp_path, teacher), method="distill"))
+    run_main(tiny(tmp_path / "b", *divided(tmp_path, teacher, "train.accumulate=4"), method="distill"))
+    assert_same_training(tmp_path / "a/seed0", tmp_path / "b/seed0")
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_change_the_training(tmp_path, teacher):
+    rows = run_main(tiny(tmp_path / "a", *divided(tmp_path, teacher), method="distill"))
+    overrides = [*divided(tmp_path, teacher, "train.accumulate=2"), "method=distill"]
+    done = launch("train_distill.py", tmp_path / "b", *overrides, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "a/seed0", tmp_path / "b/seed0")
+    from graft.journal import read
+    other = read(tmp_path / "b/seed0/metrics.jsonl")
+    assert [r["lr"] for r in rows if "lr" in r] == [r["lr"] for r in other if "lr" in r]
+    for one, two in zip(rows, other):
+        assert one == {k: pytest.approx(v, rel=1e-3) if "second" not in k else one[k] for k, v in two.items()}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "exponential", "cyclic", "constant", "plateau"])
+def test_learning_rate_is_a_function_of_the_step(schedule):
+    cfg = config.load([BASE], [f"optim.schedule={schedule}", "optim.warmup=10st", "optim.lr=0.4", "optim.min_lr=0.04",
+                               "optim.period=20st", "optim.gamma=0.5"])
+    rates = [lr_at(step, cfg.optim, cfg.train, 10, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.04 * (k + 1) for k in range(10)])
+    last = {"cosine": 0.04, "step": 0.4 * 0.5**4, "exponential": 0.4 * 0.5 ** (89 / 20), "constant": 0.4,
+            "cyclic": 0.04 + 0.36 * 0.1, "plateau": 0.4}
+    assert rates[-1] == pytest.approx(last[schedule])
+    if schedule == "cosine":  # the closed form, and torch's own scheduler over the same steps
+        reference = torch.optim.SGD([torch.zeros(1)], lr=0.4)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=89, eta_min=0.04)
+        for rate in rates[10:]:
+            assert rate == pytest.approx(reference.param_groups[0]["lr"])
+            reference.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
+def test_a_non_finite_loss_stops_before_the_update(tmp_path, teacher, monkeypatch, optimizer):
+    """NaN teacher logits in the third step: the message names the step and the term, the weights stay as they were."""
+    overrides = [*distill(teacher), "train.duration=6st", "train.checkpoint_every=2st", f"optim.name={optimizer}"]
+    real, calls = parts.build, []
+
+    def poisoned(kind, part, *given):
+        built = real(kind, part, *given)
+        if kind == "teachers":
+            forward = built.forward
+
+            def breaking(*args, **kwargs):
+                out = forward(*args, **kwargs)
+                calls.append(1)
+                if len(calls) == 3:
+                    out.logits[0, 0] = float("nan")
+                return out
+            built.forward = breaking
+        return built
+
+    monkeypatch.setattr(parts, "build", poisoned)
+    cfg = tiny(tmp_path / "x", *overrides, method="distill")
+    with pytest.raises(NonFinite, match=r"^step 2: not finite .* kd=nan .*last checkpoint: step 2$"):
+        run_main(cfg)
+    assert (cfg.run_dir / "status.json").read_text().count('"failed"') == 1
+    assert all(b"nan" not in name.encode() for name in weights(cfg.run_dir))
+    # and the same command goes on from there
+    monkeypatch.setattr(parts, "build", real)
+    assert run_main(cfg)[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_averaged_weights_are_scored_and_exported(tmp_path, average):
+    from graft import checkpoint
+    cfg = tiny(tmp_path / "x", f"train.average={average}", "train.duration=10st", "train.swa_start=50%",
+               "train.eval_every=5st", "student={name: cnn, arch: small}")
+    rows = run_main(cfg)
+    assert "val_average/accuracy" in rows[-1]
+    state, info = checkpoint.load_model(cfg.run_dir)
+    last, _ = checkpoint.load_model(cfg.run_dir, "last")
+    assert info["weights"] == "average"
+    assert any(not torch.equal(state[k], last[k]) for k in state)
+
+
+def test_swa_is_the_mean_of_the_epochs_weights():
+    from graft.optim import Average
+    cfg = config.load([BASE], ["train.average=swa", "train.swa_start=4st"])
+    model = torch.nn.Linear(1, 1)
+    average = Average(model, cfg.train, 3, 12)
+    for step in range(1, 13):
+        torch.nn.init.constant_(model.weight, float(step))
+        average.update(model, step)
+        assert average.ready(step) == (step >= 6)
+    assert average.model.weight.item() == pytest.approx((6 + 9 + 12) / 3)
+
+
+def test_early_stopping_and_plateau(tmp_path):
+    cfg = tiny(tmp_path / "x", "train.duration=30st", "train.eval_every=1st", "train.stop_after=2", "optim.lr=1e-9",
+               "optim.min_lr=1e-10", "train.min_delta=10.0", "optim.schedule=plateau", "optim.patience=1")
+    rows = run_main(cfg)
+    assert rows[-1]["step"] == 3  # the first is the best, two after it are no better
+    assert run_main(cfg)[-1]["step"] == 3, "a run that stopped early is done"
+
+
+@pytest.mark.parametrize("overrides, says", [
+    (["train.batch_size=1024"], "is more than the 160 training images"),
+    (["optim.warmup=9st"], "not shorter than the 3 steps"),
+])
+def test_what_only_the_data_can_tell(tmp_path, overrides, says):
+    with pytest.raises(UserError, match=says):
+        run_main(tiny(tmp_path / "x", *overrides))
+
+
+def test_dry_run_touches_nothing(tmp_path, capsys):
+    from dataclasses import replace
+    run_main_of = importlib.import_module("graft.train_baseline").main
+    run_main_of(replace(tiny(tmp_path / "x"), dry_run=True))
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_file_in_configs_loads():
+    """Bases alone, deltas over the base named in their first lines as `# base: …`."""
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        if path.parent.name in ("accelerate", "hydra"):
+            continue
+        files = [path]
+        for line in path.read_text().splitlines():
+            if line.startswith("# over: "):
+                files = [ROOT / "configs" / name for name in line[8:].split()] + [path]
+        config.load(files)
