@@ -1,0 +1,135 @@
+"""A frozen teacher's outputs for the stored images of a split, computed once and kept on disk.
+
+`<cache>/<key>/` holds one float16 `.npy` per feature (and the logits) and `manifest.json`, written last. The
+key digests teacher weights and arguments, data, split, precision and feature names, so a changed teacher never
+meets an old cache. Only outputs for un-augmented images can be kept.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from graft.checkpoint import sha256
+from graft.config import Part
+from graft.errors import UserError
+from graft.outputs import Outputs, on_device
+from graft.tasks._task import Split, Task
+
+FORMAT = 1
+LOGITS = "logits"
+
+
+def cache_dir() -> Path:
+    """Where caches live: `$GRAFT_CACHE`, else `cache/` in the working directory."""
+    return Path(os.environ.get("GRAFT_CACHE") or "cache")
+
+
+def teacher_fingerprint(teacher: nn.Module, part: Part) -> str:
+    """SHA-256 (hex) of a teacher's weights and arguments."""
+    digest = hashlib.sha256(json.dumps([part.name, part.args], sort_keys=True).encode())
+    for name, value in sorted(teacher.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class TeacherCache:
+    """Outputs of `teacher` for the images of one split, by index; built on first use by whoever comes first.
+
+    Kept on the device if all of them are smaller than `limit_bytes`, else read from the disk batch by batch.
+    `batch_size` images per teacher pass, under `autocast()`. Raises UserError if a value does not fit
+    float16 or all of them do not fit on the disk.
+    """
+
+    def __init__(self, teacher: nn.Module, part: Part, task: Task, split: str, features: Sequence[str],
+                 device: torch.device | str, *, limit_bytes: int = 4 << 30, batch_size: int = 256,
+                 autocast: Callable[[], AbstractContextManager] = nullcontext):
+        self.device = torch.device(device)
+        names = sorted(set(features)) + ([LOGITS] if teacher.num_classes else [])
+        origin = {"format": FORMAT, "teacher": teacher_fingerprint(teacher, part), "data": task.fingerprint,
+                  "split": split, "count": len(task.splits[split]), "names": names,
+                  "precision": _precision(autocast, self.device.type)}
+        key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = cache_dir() / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_suffix(".lock")):  # other processes and jobs wait here while one builds
+            if not _intact(self.folder, origin):
+                _build(self.folder, origin, teacher, task.splits[split].to(self.device), batch_size, autocast)
+        self._arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self.resident = sum(array.nbytes for array in self._arrays.values()) < limit_bytes
+        if self.resident:
+            self._arrays = {name: torch.from_numpy(np.array(array)).to(self.device)
+                            for name, array in self._arrays.items()}
+
+    def fetch(self, index_B: Tensor) -> Outputs:
+        """Outputs (float32, on the device) for the images at these positions of the split, `(B,)` int64 on the CPU."""
+        values = {name: self._gather(array, index_B).float() for name, array in self._arrays.items()}
+        logits = values.pop(LOGITS, None)
+        return Outputs(logits, logits, values)
+
+    def _gather(self, array: Tensor | np.memmap, index_B: Tensor) -> Tensor:
+        if self.resident:
+            return array.index_select(0, on_device(index_B, self.device, torch.int64))
+        return on_device(array[index_B.numpy()], self.device, torch.float16)
+
+
+def _precision(autocast: Callable[[], AbstractContextManager], device: str) -> str:
+    with autocast():
+        return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
+
+
+def _intact(folder: Path, origin: dict) -> bool:
+    """Whether the folder holds what its manifest says, and that is `origin`."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return manifest["origin"] == origin and all(
+            sha256(folder / f"{name}.npy") == manifest["sha256"][name] for name in origin["names"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@torch.no_grad()
+def _build(folder: Path, origin: dict, teacher: nn.Module, split: Split, batch_size: int,
+           autocast: Callable[[], AbstractContextManager]) -> None:
+    names, count = origin["names"], origin["count"]
+    (folder / "manifest.json").unlink(missing_ok=True)
+    files = {name: (folder / f"{name}.npy").open("wb") for name in names}
+    try:
+        for number, (images, _) in enumerate(split.batches(torch.arange(count).split(batch_size))):
+            with autocast():
+                out = teacher(images.float() / 255, [name for name in names if name != LOGITS])
+            halves = {name: out.logits.half() if name == LOGITS else out.features[name].half() for name in names}
+            if number == 0:
+                _begin(folder, files, halves, count)
+            for name, half in halves.items():
+                if not half.isfinite().all():
+                    raise UserError(f"teacher: {name} does not fit float16; set teacher.cache: none")
+                files[name].write(half.cpu().contiguous().numpy().tobytes())
+    finally:
+        for file in files.values():
+            file.close()
+    manifest = {"origin": origin, "sha256": {name: sha256(folder / f"{name}.npy") for name in names}}
+    temporary = folder / "manifest.json.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1))
+    os.replace(temporary, folder / "manifest.json")
+
+
+def _begin(folder: Path, files: dict, halves: dict[str, Tensor], count: int) -> None:
+    """Write the headers, after asking whether everything will fit."""
+    need = sum(2 * count * half[0].numel() for half in halves.values())
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(f"{folder}: the teacher's outputs need {need >> 20} MiB, {free >> 20} MiB are free; set "
+                        "GRAFT_CACHE to another disk, or teacher.cache: none")
+    for name, half in halves.items():
+        header = {"descr": "<f2", "fortran_order": False, "shape": (count, *half.shape[1:])}
+        np.lib.format.write_array_header_1_0(files[name], header)

@@ -1,0 +1,67 @@
+"""A finished run of this project as the teacher: supervised or self-supervised, any student architecture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from graft import checkpoint, config, keyed, parts
+from graft.errors import UserError
+from graft.students._weights import mismatch
+from graft.tasks._task import Task
+from graft.teachers._freeze import freeze, isolated
+
+
+def build(task: Task, *,
+          path: Annotated[str, "", "run folder, or a condition's folder with one seed<k> in it"],
+          weights: Annotated[str, "auto | average | last", "auto: the averaged weights if the run has them"] = "auto",
+          random_weights: Annotated[bool, "", "negative control: the architecture, never trained"] = False,
+          init_seed: Annotated[int, ">= 0", "random_weights: which initialisation"] = 0) -> nn.Module:
+    """The run's student, rebuilt from its config.yaml and weights; logits None if it was self-supervised.
+
+    Raises UserError if it was trained for another number of classes or its weights do not fit.
+    """
+    folder = run_folder(Path(path))
+    trained = config.load([folder / "config.yaml"])
+    # its weights come from the run; what it once started from need not exist any more
+    started = {key: off for key, off in (("pretrained", False), ("checkpoint", "")) if key in trained.student.args}
+    part = replace(trained.student, args={**trained.student.args, **started})
+    teacher = isolated(lambda: parts.build("students", part, task), keyed.key(init_seed, "teacher", part.name))
+    ssl = trained.method == "ssl_teacher"
+    if not random_weights:
+        state, _ = checkpoint.load_model(folder, which=weights)
+        teacher.load_state_dict(_fitted(state, teacher, folder, part, task, has_classifier=not ssl))
+    if ssl:
+        teacher.num_classes = 0  # its head never got a loss
+    return freeze(teacher)
+
+
+def run_folder(path: Path) -> Path:
+    """`path` if it is a run's folder, else its only `seed<k>`. Raises UserError if there is none or several."""
+    if (path / "config.yaml").is_file():
+        return path
+    seeds = sorted(file.parent for file in path.glob("seed*/config.yaml"))
+    if len(seeds) == 1:
+        return seeds[0]
+    found = f"has {', '.join(seed.name for seed in seeds)}; name one" if seeds else "has no config.yaml"
+    raise UserError(f"teacher.path: {path} {found if path.is_dir() else 'does not exist'}; expected a run's folder")
+
+
+def _fitted(state: dict[str, Tensor], teacher: nn.Module, folder: Path, part: config.Part, task: Task,
+            has_classifier: bool) -> dict[str, Tensor]:
+    """`state`, once it fits; a head that is not used need not."""
+    wanted = teacher.state_dict()
+    problem = mismatch(wanted, state)
+    if not problem:
+        return state
+    changed = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    # trained for other classes: the same keys, and nothing differs but the number of rows of the last layer
+    rows = {(len(wanted[name]), len(state[name]), state[name].shape[1:] == wanted[name].shape[1:]) for name in changed}
+    if wanted.keys() == state.keys() and len(rows) == 1 and (only := rows.pop())[0] == task.num_classes and only[2]:
+        if has_classifier:
+            raise UserError(f"teacher.path: {folder}: teacher has {only[1]} classes, data has {task.num_classes}")
+        return {**state, **{name: wanted[name] for name in changed}}
+    arch = "/".join([part.name, *(str(part.args[key]) for key in ("arch", "variant") if key in part.args)])
+    raise UserError(f"teacher.path: {folder}: the weights do not fit the student {arch} of its config.yaml for "
+                    f"{task.channels}x{task.size}x{task.size} images: {problem}")
