@@ -215,7 +215,7 @@ def test_early_stopping_and_plateau(tmp_path):
 
 @pytest.mark.parametrize("overrides, says", [
     (["train.batch_size=1024"], "is more than the 160 training images"),
-    (["optim.warmup=9st"], "not shorter than the 3 steps"),
+    (["optim.warmup=1ep"], "not shorter than the 3 steps"),
 ])
 def test_what_only_the_data_can_tell(tmp_path, overrides, says):
     with pytest.raises(UserError, match=says):
