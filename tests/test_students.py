@@ -192,6 +192,7 @@ def test_normalisation_travels_with_the_weights():
     ("vit", {**TINY, "heads": 5}, "student.heads: must divide student.dim 24, got 5"),
     ("vit", {**TINY, "inference": "avg"}, "student.inference: avg needs student.distilled: true"),
     ("cnn", {"arch": "resnet18", "pretrained": True}, "no pretrained weights for resnet18"),
+    ("cnn", {"arch": "resnet18", "drop_path": 0.1}, "student.drop_path: is for convnextv2_tiny, not for resnet18"),
     ("timm", {"arch": "resnet81"}, "timm has no model 'resnet81'; did you mean resnet"),
     ("timm", {"arch": "resnet18.a1_in1"}, "has no weights 'a1_in1'; did you mean a1_in1k"),
     ("timm", {"arch": "resnet18", "checkpoint": "/nowhere.safetensors"}, "/nowhere.safetensors: no such file"),

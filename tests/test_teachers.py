@@ -32,13 +32,14 @@ def teacher(name: str, task, **args):
     return build("teachers", Part(name, args), task)
 
 
-def a_run(folder: Path, task, method: str = "baseline", **student_args) -> tuple[Path, nn.Module]:
-    """A finished run of a small ViT: its folder and the student in it."""
-    part = {"name": "vit", **TINY, **student_args}
+def a_run(folder: Path, task, method: str = "baseline", student: dict | None = None,
+          **vit_args) -> tuple[Path, nn.Module]:
+    """A finished run of a small ViT, or of another student: its folder and the model in it."""
+    part = student or {"name": "vit", **TINY, **vit_args}
     folder.mkdir(parents=True)
     OmegaConf.save({"method": method, "task": {"name": "digits"}, "student": part}, folder / "config.yaml")
     torch.manual_seed(1)
-    model = build("students", Part("vit", {key: value for key, value in part.items() if key != "name"}), task)
+    model = build("students", Part(part["name"], {key: value for key, value in part.items() if key != "name"}), task)
     average = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
     checkpoint.save(folder, 7, {"model": model.state_dict(), "average": average}, {},
                     {"final": True, "total_steps": 7}, keep=2)
@@ -94,6 +95,17 @@ def test_random_weights_are_the_architecture_and_a_function_of_the_seed(tmp_path
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert weights[0].shape == model.model.head.weight.shape
     assert not torch.equal(weights[0], model.model.head.weight)
+
+
+def test_run_teacher_does_not_need_what_the_run_started_from(tmp_path):
+    task = a_task()
+    start = tmp_path / "start.safetensors"
+    save_file(timm_library.create_model("resnet10t", num_classes=10).state_dict(), start)
+    folder, model = a_run(tmp_path / "seed0", task,
+                          student={"name": "timm", "arch": "resnet10t", "checkpoint": str(start)})
+    start.unlink()
+    again = teacher("run", task, path=str(folder), weights="last")
+    torch.testing.assert_close(again(images(task)).logits, model.eval()(images(task)).logits)
 
 
 def test_run_folder_must_be_one(tmp_path):

@@ -22,6 +22,8 @@ def build(task: Task, *,
     """`patch.i` is the map after stage i, row by row; `cls.i` its spatial mean; `cls.final` the pooled features."""
     if pretrained and arch != "convnextv2_tiny":
         raise UserError(f"student.pretrained: there are no pretrained weights for {arch} with its 32-pixel stem")
+    if drop_path and arch != "convnextv2_tiny":
+        raise UserError(f"student.drop_path: is for convnextv2_tiny, not for {arch}; got {drop_path}")
     if arch == "resnet18":
         model = _resnet18(task)
     elif arch == "convnextv2_tiny":

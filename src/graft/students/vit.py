@@ -1,5 +1,6 @@
 """ViT for small images, after DeiT: optional distillation token and two-layer convolutional stem."""
 
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -39,11 +40,7 @@ def build(task: Task, *,
         raise UserError(f"student.heads: must divide student.dim {dim}, got {heads}")
     if inference != "cls" and not distilled:
         raise UserError(f"student.inference: {inference} needs student.distilled: true")
-    to_rgb = grayscale_to_rgb and task.channels == 1
-
-    def embed(**options) -> PatchEmbed:
-        return _StemEmbed(to_rgb=to_rgb, conv=stem == "conv", **options)
-
+    embed = partial(_StemEmbed, to_rgb=grayscale_to_rgb and task.channels == 1, conv=stem == "conv")
     model = (_Distilled if distilled else _Plain)(
         img_size=task.size, patch_size=patch, in_chans=task.channels, num_classes=task.num_classes, embed_dim=dim,
         depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, drop_path_rate=drop_path, pos_drop_rate=dropout,
