@@ -145,7 +145,7 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
             adjusted = stats.holm([result["p"] for result in compared.values()])
             for (name, result), p_holm in zip(compared.items(), adjusted, strict=True):
                 conditions[name]["vs_baseline"].setdefault(split, {})[metric] = {**result, "p_holm": p_holm}
-    return {"schema_version": SCHEMA_VERSION, "study": study, "data": data, "code_sha": code_sha,
+    return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
             "baseline": baseline, "conditions": conditions}
 
 

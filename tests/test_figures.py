@@ -1,0 +1,128 @@
+"""Figures: equal bytes for equal numbers, embedded fonts, and the drawn numbers are the input's."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import gen_accuracy_fig
+import gen_curves_fig
+from graft import figures, results
+from graft.errors import UserError, exit_cleanly
+from test_results import DATA, make_run, scored
+
+ACCURACY = {"baseline": [0.6, 0.62, 0.58], "distill": [0.7, 0.75, 0.8], "one": [0.5]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A results.json and metrics.jsonl files; distill logs a term more, one of its seeds is shorter."""
+    runs = [make_run(tmp_path, name, seed, scored(seed, level))
+            for name, levels in ACCURACY.items() for seed, level in enumerate(levels)]
+    results.write_json(tmp_path / "results.json", results.assemble("demo", DATA, runs, tmp_path))
+    for run in runs:
+        name, seed = run["condition"], run["seed"]
+        lines = []
+        for step in range(0, 60 if (name, seed) == ("distill", 1) else 100, 10):
+            lines.append({"step": step, "train/loss": step + seed, "train/ce": 1.0, "lr": 0.1})
+            lines[-1].update({"train/kd": 2.0} if name == "distill" else {})
+            lines.append({"step": step, "val/accuracy": step / 100})
+        folder = tmp_path / name / f"seed{seed}"
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    return tmp_path
+
+
+def call(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+    script.main()
+
+
+def accuracy_figure(monkeypatch, study, out, *more):
+    call(monkeypatch, gen_accuracy_fig, "--results", study / "results.json", "--out", out, *more)
+
+
+def curves_figure(monkeypatch, study, out, *more):
+    call(monkeypatch, gen_curves_fig, "--base_dir", study, "--out", out, *more)
+
+
+@pytest.mark.parametrize(("make", "name"), [(accuracy_figure, "accuracy"), (curves_figure, "curves")])
+def test_equal_bytes_and_embedded_truetype(monkeypatch, study, make, name):
+    make(monkeypatch, study, study / "a")
+    make(monkeypatch, study, study / "b")
+    for suffix in ("pdf", "png", "csv"):
+        first, second = ((study / out / f"{name}.{suffix}").read_bytes() for out in "ab")
+        assert first == second and len(first) > 100
+    pdf = (study / "a" / f"{name}.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"/CreationDate" not in pdf
+    with Image.open(study / "a" / f"{name}.png") as image:
+        width = {"accuracy": figures.COLUMN, "curves": figures.PAGE}[name]
+        assert image.width == round(300 * width) and image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_accuracy_numbers_are_those_of_the_results(monkeypatch, study):
+    accuracy_figure(monkeypatch, study, study / "out", "--conditions", "one", "distill")
+    drawn = pd.read_csv(study / "out" / "accuracy.csv")
+    content = results.read_results(study / "results.json")["conditions"]
+    means = drawn[drawn["seed"].isna()].set_index("condition")
+    assert list(means.index) == ["one", "distill"]
+    assert means.loc["distill", "accuracy"] == pytest.approx(
+        100 * content["distill"]["summary"]["test"]["accuracy"]["mean"], rel=1e-5)
+    assert pd.isna(means.loc["one", "low"]) and means.loc["one", "seeds"] == 1
+    dots = drawn[drawn["seed"].notna() & (drawn["condition"] == "distill")]["accuracy"]
+    assert list(dots) == pytest.approx([100 * run["metrics"]["accuracy"]["value"]
+                                        for run in content["distill"]["runs"]], rel=1e-5)
+
+
+def test_accuracy_artists(study):
+    """Band, interval, seed dots and chance are on the page, not only in the file."""
+    rows = pd.DataFrame([{"condition": "baseline", "seeds": 2, "accuracy": 60.0, "low": 55.0, "high": 65.0},
+                         {"condition": "x", "seeds": 1, "accuracy": 70.0, "low": None, "high": None}])
+    seeds = pd.DataFrame({"condition": ["baseline", "baseline", "x"], "accuracy": [59.0, 61.0, 70.0]})
+    with figures.style():
+        ax, = gen_accuracy_fig.draw(rows, seeds, "baseline", "test accuracy, % (chance 10)").axes
+    band, = ax.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == (55, 65)
+    assert len(ax.containers) == 1  # no interval for one seed
+    dots = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+    assert dots == [[59.0, 61.0], [70.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["baseline", "x\n(1 seed)"]
+    assert "chance 10" in ax.get_xlabel()
+
+
+def test_curves_are_mean_and_range_at_common_steps(monkeypatch, study):
+    curves_figure(monkeypatch, study, study / "out")
+    drawn = pd.read_csv(study / "out" / "curves.csv")
+    assert set(drawn["key"]) == {"val/accuracy", "train/loss", "train/ce", "train/kd"}
+    loss = drawn[(drawn["condition"] == "distill") & (drawn["key"] == "train/loss")]
+    assert list(loss["step"]) == [0, 10, 20, 30, 40, 50] and (loss["seeds"] == 3).all()
+    assert (loss["mean"] == loss["step"] + 1).all() and (loss["max"] - loss["min"] == 2).all()
+    curves_figure(monkeypatch, study, study / "out", "--keys", "lr", "--conditions", "one")
+    assert set(pd.read_csv(study / "out" / "curves.csv")["key"]) == {"lr"}
+    with pytest.raises(UserError, match=r"no values of val/nll; there are: .*train/loss"):
+        curves_figure(monkeypatch, study, study / "out", "--keys", "val/nll")
+
+
+@pytest.mark.parametrize("make", [accuracy_figure, curves_figure])
+def test_a_missing_condition_is_named(monkeypatch, study, make, capsys):
+    with pytest.raises(SystemExit) as caught:
+        exit_cleanly(lambda: make(monkeypatch, study, study / "out", "--conditions", "baseline", "nope"))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "no nope; there are: baseline, distill, one" in error and error.count("\n") == 1
+    assert not (study / "out").exists()
+    make(monkeypatch, study, study / "out", "--conditions", "baseline", "nope", "--allow_missing")
+    assert "missing: nope" in capsys.readouterr().err and len(list((study / "out").iterdir())) == 3
+    with pytest.raises(UserError, match="no condition to draw"):
+        make(monkeypatch, study, study / "out", "--conditions", "nope", "--allow_missing")
+
+
+def test_abbreviated_flags_are_refused(monkeypatch, study):
+    with pytest.raises(SystemExit) as caught:
+        accuracy_figure(monkeypatch, study, study / "out", "--cond", "baseline")
+    assert caught.value.code == 2
+
+
+def test_looks_differ():
+    assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in map(figures.look, range(10))}) == 10
+    assert len({str(figures.look(i)["linestyle"]) for i in range(10)}) == 10

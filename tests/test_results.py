@@ -1,0 +1,183 @@
+"""results.json: what is written is what was scored, and what must not be compared is refused."""
+
+import copy
+import io
+import json
+import os
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import write_results
+from graft import results, stats
+from graft.errors import UserError
+
+DATA = {"id": "digits", "fingerprint": "f1", "classes": 4}
+N = 120
+
+
+def scored(seed, accuracy, n=N):
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 4
+    prediction = np.where(rng.random(n) < accuracy, label, (label + 1) % 4)
+    return {"index": np.arange(n), "label": label, "prediction": prediction, "confidence": rng.random(n),
+            "nll": rng.random(n) + (prediction != label), "label_rank": (prediction != label).astype(int)}
+
+
+def make_run(base_dir, condition, seed, rows, split="test", fingerprint="f1"):
+    path = f"{condition}/seed{seed}/eval/{split}-10.parquet"
+    results.write_examples(base_dir / path, rows, fingerprint)
+    return {"condition": condition, "seed": seed, "step": 10, "split": split, "n": len(rows["label"]),
+            "metrics": results.metrics(rows), "examples": path, "checkpoint_sha256": "0" * 64, "weights": "model"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    level = {"baseline": 0.6, "distill": 0.9, "random_teacher": 0.6}
+    return [make_run(tmp_path, name, seed, scored(hash_of(name, seed, split), accuracy), split)
+            for name, accuracy in level.items() for seed in (0, 1, 2) for split in ("val", "test")]
+
+
+def hash_of(name, seed, split):
+    return sum(map(ord, name)) * 100 + seed * 10 + len(split)
+
+
+def test_json_survives_and_is_replaced_whole(tmp_path):
+    path = tmp_path / "new" / "x.json"
+    results.write_json(path, {"b": np.float64(0.5), "a": np.int64(3), "ü": [None]})
+    first = path.read_bytes()
+    assert json.loads(first) == {"b": 0.5, "a": 3, "ü": [None]} and first.index(b'"a"') < first.index(b'"b"')
+    results.write_json(path, {"ü": [None], "a": 3, "b": 0.5})
+    assert path.read_bytes() == first
+    with pytest.raises(UserError, match=r"x\.json.*nan"):
+        results.write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == first and os.listdir(path.parent) == ["x.json"]
+
+
+def test_rows_come_back_sorted_with_their_data(tmp_path):
+    rows = scored(0, 0.7)
+    order = np.random.default_rng(0).permutation(N)
+    results.write_examples(tmp_path / "r.parquet", {k: v[order] for k, v in rows.items()}, "f1")
+    frame = results.example_rows(tmp_path / "r.parquet")
+    assert list(frame) == list(results.COLUMNS) and frame.attrs["fingerprint"] == "f1"
+    for name, column in rows.items():
+        np.testing.assert_array_equal(frame[name], column)
+    np.testing.assert_array_equal(frame["correct"], rows["label"] == rows["prediction"])
+
+
+def test_rows_that_are_none(tmp_path):
+    with pytest.raises(UserError, match=r"none\.parquet: cannot be read"):
+        results.example_rows(tmp_path / "none.parquet")
+    pd.DataFrame({"index": [1]}).to_parquet(tmp_path / "few.parquet")
+    with pytest.raises(UserError, match="missing label, prediction"):
+        results.example_rows(tmp_path / "few.parquet")
+
+
+def test_assemble_counts_compares_and_adjusts(tmp_path, runs):
+    found = results.assemble("demo", DATA, runs, tmp_path, code_sha="abc")
+    results.write_json(tmp_path / "results.json", found)
+    assert results.read_results(tmp_path / "results.json") == json.loads(json.dumps(found))
+    distill = found["conditions"]["distill"]
+    own = [run["metrics"]["accuracy"]["value"] for run in runs
+           if run["condition"] == "distill" and run["split"] == "test"]
+    assert distill["summary"]["test"]["accuracy"] == stats.seed_summary(own)
+    assert len(distill["runs"]) == 6 and "condition" not in distill["runs"][0]
+    assert found["conditions"]["baseline"]["vs_baseline"] == {}
+    for split in ("val", "test"):
+        family = {name: found["conditions"][name]["vs_baseline"][split]["accuracy"]
+                  for name in ("distill", "random_teacher")}
+        small, large = sorted(f["p"] for f in family.values())
+        assert sorted(f["p_holm"] for f in family.values()) == pytest.approx([min(1, 2 * small), max(2 * small, large)])
+        assert family["distill"]["ci95"][0] > 0 and family["distill"]["paired_seeds"]
+        assert family["distill"]["difference"] == pytest.approx(
+            distill["summary"][split]["accuracy"]["mean"]
+            - found["conditions"]["baseline"]["summary"][split]["accuracy"]["mean"])
+    assert distill["vs_baseline"]["test"]["nll"]["difference"] < 0
+
+
+def test_other_seeds_are_not_paired(tmp_path, runs):
+    fewer = [run for run in runs if (run["condition"], run["seed"]) != ("distill", 1)]
+    found = results.assemble("demo", DATA, fewer, tmp_path)["conditions"]
+    assert not found["distill"]["vs_baseline"]["test"]["accuracy"]["paired_seeds"]
+    assert found["distill"]["vs_baseline"]["test"]["accuracy"]["seeds"] == [2, 3]
+
+
+def test_without_baseline(tmp_path, runs):
+    with pytest.raises(UserError, match=r"baseline: expected one of baseline, distill.*'base'"):
+        results.assemble("demo", DATA, runs, tmp_path, "base")
+    found = results.assemble("demo", DATA, runs, tmp_path, "")
+    assert all(condition["vs_baseline"] == {} for condition in found["conditions"].values())
+
+
+def refuse(tmp_path, runs, match):
+    with pytest.raises(UserError, match=match) as caught:
+        results.assemble("demo", DATA, runs, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_must_not_be_compared_is_refused(tmp_path, runs):
+    rows = scored(1, 0.9)
+    refuse(tmp_path, [*runs, make_run(tmp_path, "x", 0, rows, fingerprint="f2")], "scored on data f2, expected f1")
+    refuse(tmp_path, [*runs, make_run(tmp_path, "x", 0, scored(1, 0.9, 100))], r"other examples .*\(100 and 120\)")
+    refuse(tmp_path, [*runs, make_run(tmp_path, "x", 0, {**rows, "index": rows["index"] + 1})], "other examples")
+    refuse(tmp_path, [*runs, make_run(tmp_path, "x", 0, {**rows, "label": rows["label"][::-1]})], "other .*labels")
+    refuse(tmp_path, [*runs, runs[-1]], "a second run of random_teacher, seed 2, test")
+    lying = copy.deepcopy(runs)
+    lying[1]["metrics"]["accuracy"]["n_correct"] += 1
+    refuse(tmp_path, lying, r"seed0.*test.*n_correct")
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda r: r.update(schema_version=2), r"schema_version: expected 1, got 2"),
+    (lambda r: r.pop("study"), r"study: missing"),
+    (lambda r: r["data"].update(fingerprint=5), r"data\.fingerprint: expected str, got '5'"),
+    (lambda r: r["conditions"]["distill"]["runs"][1].pop("seed"), r"conditions\.distill\.runs\[1\]\.seed: missing"),
+    (lambda r: r["conditions"]["distill"]["summary"]["test"].pop("accuracy"), r"summary\.test\.accuracy: missing"),
+    (lambda r: r["conditions"]["distill"]["summary"]["test"]["nll"].update(ci95=[0.1]), r"nll\.ci95: expected 2"),
+    (lambda r: r["conditions"]["distill"]["runs"][0].update(n=True), r"runs\[0\]\.n: expected int, got 'True'"),
+    (lambda r: r.update(conditions=[]), r"conditions: expected dict")])
+def test_a_wrong_file_is_named_with_its_key(tmp_path, runs, change, match):
+    path = tmp_path / "results.json"
+    content = results.assemble("demo", DATA, [run for run in runs if run["split"] == "test"], tmp_path)
+    change(content)
+    results.write_json(path, content)
+    with pytest.raises(UserError, match=match) as caught:
+        results.read_results(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_results(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        results.read_results(tmp_path / "none.json")
+    (tmp_path / "x.json").write_text("[1")
+    with pytest.raises(UserError, match="not JSON"):
+        results.read_results(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(UserError, match="schema_version: expected 1, got None"):
+        results.read_results(tmp_path / "x.json")
+
+
+def test_tables_from_the_command_line(tmp_path, runs, monkeypatch, capsys):
+    runs = [*runs, make_run(tmp_path, "one_50%", 0, scored(5, 0.1))]
+    results.write_json(tmp_path / "results.json", results.assemble("demo", DATA, runs, tmp_path))
+    monkeypatch.setattr(sys, "argv", ["write_results.py", "--results", str(tmp_path / "results.json"),
+                                      "--out", str(tmp_path / "out")])
+    write_results.main()
+    markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
+    cells = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in markdown if line.startswith("|")}
+    assert "[" not in cells["| one_50%", "test"][4] and cells["| one_50%", "test"][4].endswith("(1 seed)")
+    assert cells["| one_50%", "test"][5].endswith("(1 seed)") and "(1 seed)" not in cells["| distill", "test"][5]
+    assert cells["| distill", "test"][8] == "25.00 |"
+    frame = pd.read_csv(io.StringIO((tmp_path / "out" / "table.csv").read_text()))
+    assert frame["condition"][0] == "baseline" and len(frame) == 7
+    own = [run["metrics"]["accuracy"]["value"] for run in runs
+           if run["condition"] == "distill" and run["split"] == "val"]
+    row = frame[(frame["condition"] == "distill") & (frame["split"] == "val")].iloc[0]
+    assert row["accuracy"] == pytest.approx(np.mean(own)) and row["seeds"] == 3
+    assert f"{100 * row['accuracy']:.2f} [" in cells["| distill", "val"][4]
+    latex = (tmp_path / "out" / "table.tex").read_text()
+    assert r"\toprule" in latex and r"one\_50\%" in latex and r"accuracy \%" in latex and "$<$ 0.001" in latex
+    assert " < " not in latex
+    assert len(capsys.readouterr().out.splitlines()) == 3
