@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from graft.losses._tokens import everywhere, fp32, image_means, make_projector, pairs, projected
 
 MIN_TOKENS = 4  # the unbiased estimator divides by n - 3
-# Of a self-HSIC, in units of the root-mean-square token norm to the fourth power: reached where tokens
-# differ by less than some 1e-5 of their length, which float32 does not resolve.
-FLOOR = 1e-20
+SAME = 1e-5  # tokens that differ by less, relative to their length, differ by rounding
+FLOOR = 1e-24  # of a self-HSIC of tokens in units of their length; below what SAME lets through
 PUBLISHED_EPS = 1e-8
 
 
@@ -39,9 +38,10 @@ def loss(student_tokens: Tensor, teacher_tokens: Tensor, visible: Tensor | None 
     of each image, 0-d over the images of the batch; fewer than 4 give 0. Unbiased: HSIC = <A, B> / (n (n - 3))
     of the U-centred matrices, so self-HSIC is a squared norm and CKA is in [-1, 1]: the loss is 0 for
     tokens equal up to rotation, scale and translation, about 1 for unrelated ones and at most 2.
-    Tokens that are all the same have no structure to align: their self-HSIC is held at `FLOOR`, so that the
-    loss is 1 and its gradient finite. Kornblith et al. 2019 (arXiv:1905.00414); unbiased HSIC: Song et al.
-    2012 (JMLR 13), Nguyen et al. 2021 (arXiv:2010.15327); U-centring: Székely, Rizzo 2014 (Ann. Statist. 42).
+    Tokens that are all the same have no structure to align: self-HSIC is held at a small positive number,
+    so that their loss is 1 and its gradient finite. Kornblith et al. 2019 (arXiv:1905.00414); unbiased HSIC:
+    Song et al. 2012 (JMLR 13), Nguyen et al. 2021 (arXiv:2010.15327); U-centring: Székely, Rizzo 2014
+    (Ann. Statist. 42).
     """
     assert (projector is None) == (project == "none"), f"project={project} with projector {projector}"
     student, teacher = projected(projector, student_tokens, teacher_tokens)
@@ -72,9 +72,11 @@ def _standard(x: Tensor, rows: Tensor, normalize: bool) -> Tensor:
     if normalize:
         x = F.normalize(x, dim=-1)
     outside, n = ~rows[..., None], rows.sum(1).clamp_min(1)[:, None, None]
+    rms = lambda x: (x.detach().square().sum((1, 2), keepdim=True) / n).sqrt()  # noqa: E731
     x = x.masked_fill(outside, 0)
-    rms = (x.detach().square().sum((1, 2), keepdim=True) / n).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-    return ((x - x.sum(1, keepdim=True) / n) / rms).masked_fill(outside, 0)
+    length = rms(x).clamp_min(torch.finfo(x.dtype).tiny)
+    x = ((x - x.sum(1, keepdim=True) / n) / length).masked_fill(outside, 0)
+    return x.masked_fill(rms(x) < SAME, 0)
 
 
 def _kernel(x: Tensor, rows: Tensor, kernel: str) -> Tensor:
