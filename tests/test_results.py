@@ -97,11 +97,21 @@ def test_assemble_counts_compares_and_adjusts(tmp_path, runs):
     assert distill["vs_baseline"]["test"]["nll"]["difference"] < 0
 
 
-def test_other_seeds_are_not_paired(tmp_path, runs):
-    fewer = [run for run in runs if (run["condition"], run["seed"]) != ("distill", 1)]
+def test_metrics_count():
+    rows = {"label": np.array([0, 1, 2, 3]), "prediction": np.array([0, 1, 0, 0]), "nll": np.array([0.1, 0.2, 2, 4]),
+            "label_rank": np.array([0, 0, 1, 3])}
+    found = results.metrics(rows, [1, 2, 4])
+    assert {name: found[name]["n_correct"] for name in found if name != "nll"} == {"accuracy": 2, "top2": 3, "top4": 4}
+    assert found["accuracy"]["ci95"] == list(stats.wilson(2, 4)) and found["top2"]["value"] == 0.75
+    assert found["nll"] == {"value": pytest.approx(6.3 / 4)}
+
+
+@pytest.mark.parametrize("left_out", [[("distill", 1)], [("distill", 0), ("baseline", 2)]])
+def test_other_seeds_are_not_paired(tmp_path, runs, left_out):
+    fewer = [run for run in runs if (run["condition"], run["seed"]) not in left_out]
     found = results.assemble("demo", DATA, fewer, tmp_path)["conditions"]
     assert not found["distill"]["vs_baseline"]["test"]["accuracy"]["paired_seeds"]
-    assert found["distill"]["vs_baseline"]["test"]["accuracy"]["seeds"] == [2, 3]
+    assert found["distill"]["vs_baseline"]["test"]["accuracy"]["seeds"] == [2, 4 - len(left_out)]
 
 
 def test_without_baseline(tmp_path, runs):

@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,15 @@ def example_rows(path: str | Path) -> pd.DataFrame:
     return frame.sort_values("index", ignore_index=True)
 
 
-def metrics(rows: dict[str, np.ndarray] | pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The metrics of one run from its rows: accuracy with its count and Wilson interval, mean nll in nats."""
-    n_correct, n = int((rows["label"] == rows["prediction"]).sum()), len(rows["label"])
-    return {"accuracy": {"value": n_correct / n, "n_correct": n_correct, "ci95": list(stats.wilson(n_correct, n))},
-            "nll": {"value": float(rows["nll"].mean())}}
+def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
+    """The metrics of one run from its rows: accuracy and top-k with count and Wilson interval, mean nll in nats."""
+    n = len(rows["label"])
+    hits = {"accuracy": rows["label"] == rows["prediction"]}
+    hits |= {f"top{k}": rows["label_rank"] < k for k in topk if k > 1}
+    counts = {name: int(hit.sum()) for name, hit in hits.items()}
+    shares = {name: {"value": count / n, "n_correct": count, "ci95": list(stats.wilson(count, n))}
+              for name, count in counts.items()}
+    return {**shares, "nll": {"value": float(rows["nll"].mean())}}
 
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
