@@ -79,6 +79,10 @@ def test_features_follow_from_layers_and_tokens():
     assert objective.needs_geometry and objective.student_grid == (4, 4)
 
 
+def test_switching_a_term_off_does_not_rename_the_others():
+    assert [built.name for built in build(term("cka", weight=0.0), term("cka")).terms] == ["cka#2"]
+
+
 def test_labels_alone_need_no_teacher():
     terms = (term("ce"), term("kd", weight=0.0), term("cka", weight=0.0, layers=[99]))
     objective = Objective(terms, Model(24, trainable=True), None, seed=0)
@@ -218,6 +222,13 @@ def test_batch_terms_are_averaged_over_micro_batches():
     wholes = [run(objective, part_of(student, rows), part_of(teacher, rows), targets[rows])[0]
               for rows in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close(sum(halves), sum(wholes) / 2)
+
+
+def test_batch_terms_refuse_micro_batches_too_small_to_compare():
+    objective = build(term("cka", over="batch"))
+    student, teacher, targets, _ = batch(objective, B=3)
+    with pytest.raises(UserError, match=r"cka: over: batch compares at least 4 images of a micro-batch, got 3"):
+        run(objective, student, teacher, targets)
 
 
 def test_a_term_of_weight_zero_is_not_computed():

@@ -1,7 +1,6 @@
 """The objective of a run: its loss terms, their weights over time, one reduction, and the formula."""
 
 import importlib
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ Grid = tuple[int, int]
 class _Built:
     """A term that counts, ready to be called."""
 
-    name: str  # unique in the run: the second `cka` is `cka#2`
+    name: str  # unique in the run: the second `cka` of the configuration is `cka#2`
     term: Term
     tensors: tuple[str, ...]  # what its loss wants, by name
     pairs: tuple[tuple[str, str], ...]  # (student feature, teacher feature) per layer; empty: logits only
@@ -45,8 +44,8 @@ class Objective(nn.Module):
         for index, term in enumerate(terms):
             if not term.used:
                 continue
-            seen = sum(other.term.name == term.name for other in built)
-            name = f"{term.name}#{seen + 1}" if seen else term.name
+            earlier = [other.name for other in terms[:index]].count(term.name)
+            name = f"{term.name}#{earlier + 1}" if earlier else term.name
             where = f"objective.{index} ({term.name})"
             tensors = tuple(schema.part_tensors("losses", term.name))
             if teacher is None and needs_teacher((term,)):
@@ -65,7 +64,6 @@ class Objective(nn.Module):
     def _pair(self, where: str, name: str, term: Term, pair: tuple[str, str], student: nn.Module,
               teacher: nn.Module, seed: int) -> nn.Module | None:
         """Check one layer of a term and make its projector."""
-        module = importlib.import_module(f"graft.losses.{term.name}")
         try:
             both = list(zip((student, teacher), pair))
             widths = [model.feature_dim(feature) for model, feature in both]
@@ -73,17 +71,17 @@ class Objective(nn.Module):
             if term.tokens == "patch":
                 self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths)
                 tokens = math.prod(self.student_grid)
-            least = getattr(module, "MIN_TOKENS", 1)
+            least = _least(term)
             if tokens < least and term.args.get("over", "tokens") == "tokens":
                 raise UserError(f"compares at least {least} tokens of an image, got {tokens}"
                                 + ("; over: batch compares images" if "over" in term.args else ""))
-            if not hasattr(module, "projector"):
+            if "projector" not in schema.part_tensors("losses", term.name):
                 return None
-            wanted = inspect.signature(module.projector).parameters
+            module = importlib.import_module(f"graft.losses.{term.name}")
             with torch.random.fork_rng(devices=[]):
                 # Not torch.manual_seed, which would seed the GPUs' generators for good.
                 torch.default_generator.manual_seed(keyed.key(seed, "objective", name, *pair))
-                return module.projector(*widths, **{key: term.args[key] for key in wanted if key in term.args})
+                return module.projector(*widths, project=term.args["project"])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
@@ -157,6 +155,9 @@ class Objective(nn.Module):
         """The token arguments of one layer of a term."""
         ours, theirs = built.pairs[layer]
         teacher_tokens = teacher.features[theirs]
+        if built.term.args.get("over") == "batch" and len(teacher_tokens) < _least(built.term):
+            raise UserError(f"{built.name}: over: batch compares at least {_least(built.term)} images "
+                            f"of a micro-batch, got {len(teacher_tokens)}")
         if built.term.tokens == "patch":
             teacher_tokens = pool_tokens(teacher_tokens, self.student_grid)
         projectors = self.projectors[built.name] if built.name in self.projectors else None  # noqa: SIM401 (no get)
@@ -188,6 +189,11 @@ def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
 def _pairs(term: Term) -> tuple[tuple[str, str], ...]:
     ours = term.layers or ["final"]
     return tuple((f"{term.tokens}.{s}", f"{term.tokens}.{t}") for s, t in zip(ours, term.teacher_layers or ours))
+
+
+def _least(term: Term) -> int:
+    """The fewest tokens (or images) the term's loss can compare."""
+    return schema.part_constant("losses", term.name, "MIN_TOKENS") or 1
 
 
 def _weight(term: Term, step: int, total_steps: int, steps_per_epoch: int) -> float:
