@@ -44,7 +44,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, paired_seeds: bool = True, 
     `ci95` is D ± sqrt(t² V_seed + z² V_example): V_seed the variance of the mean over seeds, with the
     t quantile of its S - 1 degrees of freedom; V_example what the choice of examples adds to it, from the
     two-way analysis of variance (seeds x examples) of the per-example differences. Weighting each
-    component by its own quantile (Banerjee 1960, Sankhya 22) never covers less than stated for normal
+    component by its own quantile (Banerjee 1960, Sankhya 22) never covers less than stated for independent normal
     components. `p` is the two-sided level at which this interval touches zero. With unpaired seeds
     V_seed is the sum of both sides and S the smaller number. With one seed V_seed is unknown, and the
     interval speaks of these checkpoints alone (`scope` is then `examples`).
