@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from graft import config, schema
+
+from graft import config, options, schema
 from graft.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +204,7 @@ def test_print_config_says_where_values_come_from():
 
 def test_help_lists_every_key():
     out = run_script("--help")[0].stdout
-    for section, cls in config.SECTIONS.items():
+    for section, cls in options.SECTIONS.items():
         for key in schema.dataclass_fields(cls):
             assert f"{section}.{key}" in out
     for kind in schema.ENTRY:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from graft import config, parts
 from graft.errors import NonFinite, UserError
 from graft.optim import lr_at

@@ -1,6 +1,6 @@
-"""The configuration of a run: typed, merged once, then frozen.
+"""The configuration of a run: read, merged once, checked, then frozen. The keys are in `graft.options`.
 
-Precedence, lowest first: the defaults below and in the parts' signatures, `--base_config`, each
+Precedence, lowest first: the defaults there and in the parts' signatures, `--base_config`, each
 `--config` in order, `key=value` on the command line. Mappings merge key by key; a list replaces the
 list below it. Two exceptions make deltas short and safe:
 
@@ -12,206 +12,22 @@ list below it. Two exceptions make deltas short and safe:
 Everything here runs before torch is imported, so a typo costs a second, not a minute.
 """
 
-import argparse
 import copy
-import hashlib
-import json
 import re
-import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graft import schema
 from graft.errors import UserError
+from graft.options import DEFAULTS, PART_LISTS, PARTS, SCALARS, SECTIONS, Config, Part
 from graft.schema import NAME, REQUIRED, Field
 
 COMMAND_LINE = "command line"
 MAX_CONFIG_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Part:
-    """A named part and the arguments of its entry function, every default filled in."""
-
-    name: str
-    args: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TeacherPart(Part):
-    """A teacher, and how its outputs are lined up with the student's view of the image."""
-
-    view: Annotated[str, "augmented | aligned | unaligned",
-                    "augmented: the teacher sees the student's image; aligned: it sees the stored image and its "
-                    "token map is moved by the geometry of the student's view (cacheable); unaligned: it sees the "
-                    "stored image and tokens are compared index by index, whatever they show"] = "augmented"
-    shuffle: Annotated[bool, "", "negative control: give every image the outputs of another image"] = False
-    cache: Annotated[str, "auto | none", "keep the outputs for the stored images instead of computing them "
-                                        "again every epoch (views aligned and unaligned)"] = "auto"
-
-
-@dataclass(frozen=True)
-class Term(Part):
-    """One term of the objective: which loss, on which tokens, with which weight when."""
-
-    weight: Annotated[float, ">= 0", "weight from the end of the warm-up on"] = 1.0
-    weight_end: Annotated[float, ">= -1", "weight at the last step; -1: no schedule"] = -1.0
-    schedule: Annotated[str, "linear | cosine", "how the weight moves to weight_end"] = "linear"
-    warmup: Annotated[str, "duration", "how long `before` holds instead of `weight`"] = "0st"
-    before: Annotated[float, ">= 0", "weight during the warm-up"] = 0.0
-    layers: Annotated[list[int], ">= 0", "student blocks compared, from 0; empty: the final tokens"] = field(
-        default_factory=list)
-    teacher_layers: Annotated[list[int], ">= 0", "their partners; empty: the same numbers"] = field(
-        default_factory=list)
-    tokens: Annotated[str, "patch | cls", "which tokens are compared"] = "patch"
-
-    @property
-    def used(self) -> bool:
-        """Whether the term ever counts; one that never does is not built at all."""
-        return max(self.weight, self.weight_end, self.before if self.warmup[:-2] != "0" else 0.0) > 0
-
-
-@dataclass(frozen=True)
-class Optim:
-    """Optimizer and learning rate. The rate is a pure function of the optimizer step."""
-
-    name: Annotated[str, "adamw | adam | sgd | rmsprop", "optimizer (sgd: Nesterov)"] = "adamw"
-    lr: Annotated[float, "> 0", "peak learning rate for the batch size as given; never scaled"] = 1e-3
-    weight_decay: Annotated[float, ">= 0", "decoupled for adamw, L2 for the others"] = 0.05
-    decay: Annotated[str, "matrices | all", "what decays: weight matrices, or every parameter"] = "matrices"
-    momentum: Annotated[float, "[0, 1)", "sgd and rmsprop"] = 0.9
-    betas: Annotated[list[float], "[0, 1)", "adam and adamw"] = field(default_factory=lambda: [0.9, 0.999])
-    clip: Annotated[float, ">= 0", "largest gradient norm; 0: no clipping"] = 1.0
-    schedule: Annotated[str, "cosine | step | exponential | cyclic | constant | plateau", "learning rate"] = "cosine"
-    warmup: Annotated[str, "duration", "linear rise to lr"] = "5ep"
-    min_lr: Annotated[float, ">= 0", "where cosine, cyclic and plateau end"] = 1e-5
-    period: Annotated[str, "duration", "step, exponential: once every; cyclic: one cycle"] = "30ep"
-    gamma: Annotated[float, "(0, 1]", "factor per period (step, exponential) or per plateau"] = 0.1
-    patience: Annotated[int, ">= 1", "plateau: evaluations without improvement before the rate falls"] = 5
-
-
-@dataclass(frozen=True)
-class Train:
-    """How long, how large, how precise; what is averaged, evaluated and kept."""
-
-    duration: Annotated[str, "duration", "length of training: 200ep or 5000st"] = "100ep"
-    batch_size: Annotated[int, ">= 1", "images per optimizer step over all processes"] = 128
-    accumulate: Annotated[int, ">= 1", "micro-batches per optimizer step and process"] = 1
-    precision: Annotated[str, "fp32 | bf16", "autocast; losses are fp32 either way"] = "fp32"
-    tf32: Annotated[bool, "", "TF32 matrix products on GPUs"] = True
-    compile: Annotated[str, "none | default | reduce-overhead | max-autotune", "torch.compile of the student"] = "none"
-    deterministic: Annotated[bool, "", "deterministic kernels on the GPU too (slower)"] = False
-    average: Annotated[str, "none | ema | swa", "weights that are evaluated beside, and exported instead of, the "
-                                                "last ones"] = "none"
-    ema_decay: Annotated[float, "(0, 1)", "decay per optimizer step"] = 0.999
-    swa_start: Annotated[str, "duration", "swa: equal average of the weights from here on, once an epoch"] = "75%"
-    swa_lr: Annotated[float, ">= 0", "swa: constant rate from swa_start on; 0: keep the schedule"] = 0.0
-    eval_every: Annotated[str, "duration", "score the validation split; 0: at the end only"] = "5ep"
-    checkpoint_every: Annotated[str, "duration", "save; 0: at the end only"] = "5ep"
-    keep: Annotated[int, ">= 2", "checkpoints kept (the best on validation is kept besides)"] = 2
-    stop_after: Annotated[int, ">= 0", "early stopping: evaluations without a better validation loss; 0: never"] = 0
-    min_delta: Annotated[float, ">= 0", "what counts as better"] = 0.0
-    log_every: Annotated[int, ">= 1", "optimizer steps between lines of metrics.jsonl"] = 10
-    tensorboard: Annotated[bool, "", "write TensorBoard events, a view of metrics.jsonl"] = True
-    workers: Annotated[int, ">= 0", "processes that decode images of streamed data sets"] = 2
-
-
-@dataclass(frozen=True)
-class Ssl:
-    """Self-supervised training of a teacher with DINO (Caron et al. 2021, arXiv:2104.14294)."""
-
-    prototypes: Annotated[int, ">= 2", "outputs of the projection head"] = 1024
-    hidden: Annotated[int, ">= 1", "width of the projection head"] = 512
-    bottleneck: Annotated[int, ">= 1", "width before the last layer"] = 128
-    momentum: Annotated[float, "[0, 1]", "of the EMA teacher at the start; rises to 1 along a cosine"] = 0.99
-    student_temp: Annotated[float, "> 0", "softmax temperature of the student"] = 0.1
-    teacher_temp: Annotated[float, "> 0", "softmax temperature of the teacher"] = 0.04
-    center_momentum: Annotated[float, "[0, 1]", "of the running centre of the teacher's outputs"] = 0.9
-    local_crops: Annotated[int, ">= 0", "small crops beside the two large ones"] = 4
-    local_scale: Annotated[list[float], "(0, 1]", "area range of the small crops"] = field(
-        default_factory=lambda: [0.2, 0.5])
-    global_scale: Annotated[list[float], "(0, 1]", "area range of the large crops"] = field(
-        default_factory=lambda: [0.5, 1.0])
-    knn: Annotated[int, ">= 1", "neighbours of the kNN evaluation"] = 20
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """How checkpoints are scored."""
-
-    topk: Annotated[list[int], ">= 1", "top-k accuracies"] = field(default_factory=lambda: [1, 3])
-    batch_size: Annotated[int, ">= 1", "images per forward pass"] = 500
-
-
-@dataclass(frozen=True)
-class Config:
-    """One run, complete. `config.yaml` in the run's folder holds all of it."""
-
-    task: Part
-    student: Part
-    teacher: TeacherPart
-    objective: tuple[Term, ...]
-    augment: tuple[Part, ...]
-    optim: Optim
-    train: Train
-    ssl: Ssl
-    evaluate: Evaluate
-    method: str
-    seed: int
-    output_dir: str
-    resume: str
-    files: tuple[str, ...] = ()  # how it was started; no part of what the run is
-    overrides: tuple[str, ...] = ()
-    dry_run: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested values in the layout of the YAML files."""
-        flat = asdict(self)
-        for key in ("files", "overrides", "dry_run"):
-            del flat[key]
-        flatten = lambda part: {"name": part.pop("name"), **part.pop("args"), **part}  # noqa: E731
-        for key in PARTS:
-            flat[key] = flatten(flat[key])
-        for key in PART_LISTS:
-            flat[key] = [flatten(part) for part in flat[key]]
-        return flat
-
-    @property
-    def run_dir(self) -> Path:
-        """Where this run lives: `<output_dir>/seed<k>`."""
-        return Path(self.output_dir) / f"seed{self.seed}"
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where files lie and how it was started."""
-        flat = self.to_dict()
-        for key in ("output_dir", "resume"):
-            del flat[key]
-        flat["task"].pop("root", None)
-        return flat
-
-    @property
-    def sha256(self) -> str:
-        """Digest of `identity()`."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-
-
-SECTIONS: dict[str, type] = {"optim": Optim, "train": Train, "ssl": Ssl, "evaluate": Evaluate}
-PARTS = {"task": ("tasks", Part), "student": ("students", Part), "teacher": ("teachers", TeacherPart)}
-PART_LISTS = {"objective": ("losses", Term), "augment": ("augment", Part)}
-METHODS = ("baseline", "distill", "ss_distill", "ssl_teacher")
-SCALARS = {
-    "method": Field("method", str, "baseline", " | ".join(METHODS), "which training script this is for"),
-    "seed": Field("seed", int, 0, ">= 0", "initialisation, order, augmentation, drop-path (--seed)"),
-    "output_dir": Field("output_dir", str, "", "", "the condition's folder; the run is its seed<k> (--output_dir)"),
-    "resume": Field("resume", str, "auto", "auto | never | must", "continue from a checkpoint (--resume)"),
-}
-DEFAULTS: dict[str, Any] = {"teacher": {"name": "none"}, "objective": [{"name": "ce"}], "augment": [],
-                            **{key: item.default for key, item in SCALARS.items()}}
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -339,7 +155,7 @@ class _Merge:
         if name not in schema.part_names(kind):
             raise UserError(f"{source}: {path}.name: unknown: {name!r}"
                             f"{schema.nearest(str(name), schema.part_names(kind))}")
-        known = {**schema.part_fields(kind, name), **_common(cls)}
+        known = {**schema.part_fields(kind, name), **common_fields(cls)}
         merged = {**old, "name": name}
         self.origin[f"{path}.name"] = source if "name" in data else self.origin.get(f"{path}.name", source)
         for key, value in data.items():
@@ -358,7 +174,7 @@ def _mapping(source: str, path: str, data: Any) -> dict[str, Any]:
     return data
 
 
-def _common(cls: type) -> dict[str, Field]:
+def common_fields(cls: type) -> dict[str, Field]:
     """The fields a part has besides its own arguments (a term's weight, a teacher's view)."""
     return {key: item for key, item in schema.dataclass_fields(cls).items() if key not in ("name", "args")}
 
@@ -400,7 +216,7 @@ def _complete(merge: _Merge) -> Config:
                 raise UserError(f"{who(path + '.name')}: {path}.{key}: missing, and {name} needs it ({rule.help})")
             args[key] = _checked(who(f"{path}.{key}"), f"{path}.{key}", value, rule)
         own = {key: _checked(who(f"{path}.{key}"), f"{path}.{key}", data[key], rule)
-               for key, rule in _common(cls).items() if key in data}
+               for key, rule in common_fields(cls).items() if key in data}
         return cls(name=name, args=args, **own)
 
     built = {key: part(key, kind, cls, resolved[key]) for key, (kind, cls) in PARTS.items()}
@@ -499,16 +315,17 @@ def load(files: Iterable[str | Path], overrides: Iterable[str] = (), **scalars: 
 
     Raises `UserError`, one line with file, key, value and what was expected.
     """
-    return _merge(files, overrides, scalars)[0]
+    return merge(files, overrides, scalars)[0]
 
 
-def _merge(files: Iterable[str | Path], overrides: Iterable[str], scalars: dict) -> tuple[Config, dict[str, str]]:
-    merge = _Merge()
+def merge(files: Iterable[str | Path], overrides: Iterable[str], scalars: dict) -> tuple[Config, dict[str, str]]:
+    """As `load`, with the source of every value that is not a default, by key."""
+    merged = _Merge()
     for file in files:
-        merge.add(str(file), _read(file))
-    merge.add(COMMAND_LINE, _dotlist(overrides))
-    merge.add(COMMAND_LINE, scalars)
-    return _complete(merge), merge.origin
+        merged.add(str(file), _read(file))
+    merged.add(COMMAND_LINE, _dotlist(overrides))
+    merged.add(COMMAND_LINE, scalars)
+    return _complete(merged), merged.origin
 
 
 def difference(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
@@ -527,93 +344,3 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
         return {k: v for i, item in enumerate(value) for k, v in
                 _leaves(item, f"{path}.{item['name'] if names.count(item['name']) == 1 else i}").items()}
     return {path: value}
-
-
-# -------------------------------------------------------------------------------------- command line
-
-def command_line(doc: str, method: str | None, argv: list[str] | None = None) -> Config:
-    """Parse a training script's arguments; bad ones end the program with one line and exit code 2.
-
-    `--print_config` and `--help` print and exit 0. `method` is what the script trains; None for
-    `train_ablation.py`, which takes what its configs say.
-    """
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, usage="%(prog)s --base_config FILE "
-                                     "--config FILE... --output_dir DIR [options] [key=value ...]")
-    parser.add_argument("--base_config", required=True, help="a complete run: data, student, recipe")
-    parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, later ones win")
-    parser.add_argument("--output_dir", required=True, help="the condition's folder; the run is its seed<k>")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--resume", help="auto (default): continue if there is a checkpoint; never; must")
-    parser.add_argument("--print_config", action="store_true", help="print every value and where it comes from")
-    parser.add_argument("--dry_run", action="store_true",
-                        help="check config, data, teacher and shapes, print the objective, train nothing")
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(f"{doc.strip()}\n\n{parser.format_help()}\n{describe_keys()}")
-        sys.exit(0)
-    options, rest = parser.parse_known_args(argv)
-    # argparse gives `--config a.yaml optim.lr=1` both words; a config file has no '=' in its name.
-    rest += [word for word in options.config if "=" in word]
-    files = [options.base_config, *(word for word in options.config if "=" not in word)]
-    try:
-        if unknown := [word for word in rest if word.startswith("-")]:
-            raise UserError(f"{COMMAND_LINE}: {unknown[0]}: unknown option; see --help")
-        scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
-                   if getattr(options, key) is not None}
-        config, origin = _merge(files, rest, scalars)
-        if method is not None and config.method != method:
-            raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
-                            f"say {config.method}; use train_{config.method}.py")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if options.print_config:
-        print(_with_origins(config, origin))
-        sys.exit(0)
-    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run)
-
-
-def _with_origins(config: Config, origin: dict[str, str]) -> str:
-    """The resolved configuration as YAML, each line with the file its value came from."""
-    lines: list[str] = []
-
-    def walk(value: Any, path: str, indent: int) -> None:
-        items = value.items() if isinstance(value, dict) else [(None, item) for item in value]
-        for i, (key, item) in enumerate(items):
-            here = f"{path}.{i if key is None else key}".lstrip(".")
-            pad = "  " * indent
-            head = f"{pad}- " if key is None else f"{pad}{key}: "
-            if isinstance(item, dict) and item and key is None:
-                lines.append(f"{pad}-")
-                walk(item, here, indent + 1)
-            elif (isinstance(item, dict) and item) or (isinstance(item, list) and item and isinstance(item[0], dict)):
-                lines.append(head.rstrip())
-                walk(item, here, indent + 1)
-            else:
-                lines.append(f"{head + json.dumps(item):<60}  # {origin.get(here, 'default')}")
-
-    walk(config.to_dict(), "", 0)
-    return "\n".join(lines)
-
-
-def describe_keys() -> str:
-    """Every key with type, default, range and meaning, from the declarations themselves."""
-
-    def line(path: str, item: Field) -> str:
-        kind = getattr(item.type, "__name__", str(item.type)) if not hasattr(item.type, "__args__") else str(item.type)
-        default = "required" if item.default is REQUIRED else json.dumps(item.default)
-        return f"  {path:<28} {kind:<12} {default:<16} {item.rule:<24} {item.help}".rstrip()
-
-    out = ["configuration keys: name, type, default, range, meaning"]
-    out += [line(key, item) for key, item in SCALARS.items()]
-    for section, cls in SECTIONS.items():
-        out.append(f"\n{section}: {cls.__doc__.splitlines()[0]}")
-        out += [line(f"{section}.{key}", item) for key, item in schema.dataclass_fields(cls).items()]
-    for key, (kind, cls) in {**PARTS, **PART_LISTS}.items():
-        many = " (a list)" if key in PART_LISTS else ""
-        out.append(f"\n{key}{many}: name is one of {', '.join(schema.part_names(kind))}")
-        out += [line(key, item) for key, item in _common(cls).items()]
-        for name in schema.part_names(kind):
-            out.append(f"  {key} name: {name}  -  {schema.part_help(kind, name)}")
-            out += [line(f"  {key}", item) for key, item in schema.part_fields(kind, name).items()]
-    return "\n".join(out)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from graft import keyed, parts, schema
-from graft.config import Term
 from graft.errors import UserError
+from graft.options import Term
 from graft.outputs import Outputs
 
 Grid = tuple[int, int]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from graft.config import Optim, Train
+from graft.options import Optim, Train
 from graft.schema import to_steps
 
 

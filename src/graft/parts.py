@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from graft.config import Part
+from graft.options import Part
 from graft.schema import ENTRY
 
 

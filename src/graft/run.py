@@ -22,14 +22,16 @@ from tqdm import tqdm
 
 from graft import checkpoint, keyed
 from graft.augment import Augment
-from graft.config import Config
 from graft.errors import DiskProblem, NonFinite, Preempted, UserError
 from graft.journal import Journal
 from graft.optim import Average, build_optimizer, lr_at, recompute_batchnorm
+from graft.options import Config
 from graft.outputs import Batch
 from graft.process import StopSignal, code_sha, die_with_parent, lock, provenance, write_status
+from graft.resume import find, refuse_other_run
 from graft.schema import to_steps
 from graft.scoring import score, summary
+from graft.selection import Selection
 from graft.tasks._task import Task
 
 BATCHNORM_BATCHES = 50
@@ -153,10 +155,8 @@ class Run:
                           if isinstance(m, nn.parallel.DistributedDataParallel)]
         if train.compile != "none":
             self.student = torch.compile(self.student, mode=train.compile)
-        self.best: dict[str, float] | None = None
-        self.plateau = {"factor": 1.0, "best": float("inf"), "bad": 0}
-        self.bad_evaluations = self.failed_saves = 0
-        self.stopped_early = False
+        self.selection = Selection(train, config.optim)
+        self.failed_saves = 0
         self._pending: list[tuple] = []
         self._window: dict[str, Tensor] = {}  # terms of the accumulation window so far
         self._logged: dict[str, list] = {}  # [sum, steps] since the last line of the log
@@ -182,8 +182,8 @@ class Run:
     def _write_metadata(self) -> None:
         path = self.dir / "metadata.json"
         attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
-        entry = {**provenance(), "resumed_at": self.step_done, "world_size": self.world,
-                 "config_sha256": self.config.sha256}
+        entry = {**provenance(), "resumed_at": self.step_done, "total_steps": self.total_steps,
+                 "world_size": self.world, "config_sha256": self.config.sha256}
         checkpoint.write_text(path, json.dumps({
             "schema_version": 1, "data": {"id": self.task.data_id, "fingerprint": self.task.fingerprint},
             "parameters": sum(p.numel() for p in self.module.parameters()),
@@ -193,42 +193,19 @@ class Run:
     # --------------------------------------------------------------------------------------- resume
 
     def _resume(self) -> None:
-        choice = self.config.resume
-        have = checkpoint.steps(self.dir) or list(self.dir.glob("bad-checkpoint-*"))
-        if choice == "never" and have:
-            raise UserError(f"{self.dir}: has checkpoints and --resume never was given; remove them or resume")
-        if choice == "must" and not have:
-            raise UserError(f"{self.dir}: --resume must was given and there is no checkpoint")
-        found = [None]
-        if self.main:
-            checkpoint.remove_temporaries(self.dir)
-            found = [checkpoint.newest_valid(self.dir)]
+        found = [find(self.dir, self.config.resume) if self.main else None]
         if self.world > 1:
             dist.broadcast_object_list(found)
         if found[0] is None:
             return
         tensors, optimizer, info = checkpoint.load(found[0])
-        self._refuse_other_run(found[0], info)
+        if note := refuse_other_run(found[0], info, self.config, self.world, self.task.fingerprint):
+            self.print(note)
         for stem, module in self._saved_modules().items():
             module.load_state_dict(tensors[stem])
         self.optimizer.load_state_dict(optimizer)
-        self.step_done, self.best, self.plateau = info["step"], info["best"], info["plateau"]
-        self.bad_evaluations, self.stopped_early = info["bad_evaluations"], info["stopped_early"]
-
-    def _refuse_other_run(self, path: Any, info: dict[str, Any]) -> None:
-        if info["config_sha256"] != self.config.sha256:
-            old, new = _flat(info["config"]), _flat(self.config.identity())
-            changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
-            raise UserError(f"{path}: was made with another configuration ({'; '.join(changed[:3])}); "
-                            "use another --output_dir")
-        if info["world_size"] != self.world:
-            raise UserError(f"{path}: was made by {info['world_size']} processes, this is {self.world}; the result "
-                            "would not be bit-identical; launch with the same number")
-        if info["data_fingerprint"] != self.task.fingerprint:
-            raise UserError(f"{path}: was made with other data (fingerprint {info['data_fingerprint'][:12]}, "
-                            f"now {self.task.fingerprint[:12]})")
-        if info["code_sha"] != code_sha():
-            self.print(f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}")
+        self.step_done = info["step"]
+        self.selection.restore(info["selection"])
 
     def _saved_modules(self) -> dict[str, nn.Module]:
         modules = {"model": self.module, "average": self.averaged_module, "objective": self.objective_module}
@@ -254,7 +231,7 @@ class Run:
         self.bar, self._clock = bar, (time.perf_counter(), self.step_done)
         self.module.train()
         self.objective_module.train()
-        while self.step_done < self.total_steps and not self.stopped_early:
+        while self.step_done < self.total_steps and not self.selection.stopped:
             epoch, first = divmod(self.step_done, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
             order = keyed.permutation(keyed.key(self.config.seed, "order", epoch), len(self.split))
@@ -271,7 +248,7 @@ class Run:
                 yield Batch(micros[number], images, labels, epoch, self.step_done,
                             self.train.batch_size / self.world, 1 / self.train.accumulate)
                 assert self._stepped, "run.step() was not called for this micro-batch"
-                if self.stopped_early:
+                if self.selection.stopped:
                     break
         bar.close()
 
@@ -300,7 +277,7 @@ class Run:
     def _update(self, norm: Tensor) -> None:
         """Apply the update unless something is not finite; all ranks decide alike."""
         lr = lr_at(self.step_done, self.config.optim, self.train, self.steps_per_epoch, self.total_steps,
-                   self.plateau["factor"])
+                   self.selection.plateau_factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         broken = ~(torch.isfinite(norm) & torch.isfinite(self._window["loss"]))
@@ -358,7 +335,7 @@ class Run:
             self._log_training()
         if due["eval"]:
             self._evaluate()
-            final = final or self.stopped_early
+            final = final or self.selection.stopped
         if due["checkpoint"] or final:
             self._save(final)
         self.bar.update()
@@ -391,7 +368,7 @@ class Run:
         return self.averaged_module is not None and (self.average is None or self.average.ready(self.step_done))
 
     def _evaluate(self) -> None:
-        """Score the validation split; decide, on all ranks alike, about best, plateau and early stopping."""
+        """Score the validation split, with the averaged weights too once there are any."""
         started = time.perf_counter()
         results = {"val": self.evaluate(self.module)}
         if self._exported_ready():
@@ -399,19 +376,7 @@ class Run:
                 recompute_batchnorm(self.averaged_module, self._training_views())
             results["val_average"] = self.evaluate(self.averaged_module)
         self.module.train()
-        scores = results.get("val_average", results["val"])
-        loss = scores.get("nll", 1 - scores["accuracy"])  # a kNN evaluation has no likelihood
-        if self.best is None or loss < self.best["loss"] - self.train.min_delta:
-            self.best, self.bad_evaluations = {**scores, "loss": loss, "step": self.step_done}, 0
-        else:
-            self.bad_evaluations += 1
-        if loss < self.plateau["best"]:
-            self.plateau |= {"best": loss, "bad": 0}
-        else:
-            self.plateau["bad"] += 1
-            if self.plateau["bad"] >= self.config.optim.patience:
-                self.plateau |= {"factor": self.plateau["factor"] * self.config.optim.gamma, "bad": 0}
-        self.stopped_early = bool(self.train.stop_after) and self.bad_evaluations >= self.train.stop_after
+        self.selection.take(results.get("val_average", results["val"]), self.step_done)
         if self.main:
             self.journal.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
                                                 for name, value in metrics.items()})
@@ -433,14 +398,12 @@ class Run:
         if self.main:
             info = {"epoch": self.step_done / self.steps_per_epoch, "total_steps": self.total_steps,
                     "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
-                    "config": self.config.identity(), "code_sha": code_sha(), "best": self.best,
-                    "plateau": {k: v if v != float("inf") else 1e30 for k, v in self.plateau.items()},
-                    "bad_evaluations": self.bad_evaluations, "stopped_early": self.stopped_early,
+                    "config": self.config.identity(), "code_sha": code_sha(), "selection": self.selection.state(),
                     "data_fingerprint": self.task.fingerprint}
             tensors = {stem: module.state_dict() for stem, module in self._saved_modules().items()}
             try:
                 checkpoint.save(self.dir, self.step_done, tensors, self.optimizer.state_dict(), info, self.train.keep,
-                                int(self.best["step"]) if self.best else None)
+                                self.selection.best and int(self.selection.best["step"]))
                 write_status(self.dir, "running", self.step_done)
             except OSError as error:
                 outcome = [str(error)]
@@ -457,16 +420,10 @@ class Run:
         if self.config.dry_run:
             self.print("dry run: configuration, data, models and objective fit together; nothing was trained")
             return
-        if self.step_done < self.total_steps and not self.stopped_early:
+        if self.step_done < self.total_steps and not self.selection.stopped:
             raise RuntimeError("finish() before the end of the loop")
         self.finished = True
-        where = f"step {self.step_done}" + (" (stopped early)" if self.stopped_early else "")
-        best = f"; validation accuracy {self.best['accuracy']:.4f} at step {self.best['step']:.0f}" if self.best else ""
+        where = f"step {self.step_done}" + (" (stopped early)" if self.selection.stopped else "")
+        best = self.selection.best
+        best = f"; best on validation: accuracy {best['accuracy']:.4f} at step {best['step']}" if best else ""
         self.print(f"{self.dir}: done at {where}{best}")
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, (dict, list)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}".lstrip(".")).items()}
-    return {path: value}

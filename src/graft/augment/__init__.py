@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from graft import parts
-from graft.config import Part
 from graft.errors import UserError
 from graft.keyed import Draw, key
+from graft.options import Part
 from graft.outputs import View, on_device
 from graft.schema import part_tensors
 

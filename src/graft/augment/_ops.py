@@ -41,21 +41,20 @@ def apply_ops(view: View, names: np.ndarray, magnitude: np.ndarray) -> View:
     rows = np.flatnonzero(np.isin(names, GEOMETRIC))
     if len(rows):
         view = warp(view, _inverse(names[rows], magnitude[rows], *view.images.shape[-2:]), rows)
-    images = view.images
+    images = view.images.clone()
     for chosen, operation in ((LEVELWISE, _levelwise), (("Color",), _color), (("Sharpness",), _sharpness),
                               (("Hue",), _hue)):
-        images = _put(images, operation, images, names, magnitude, np.isin(names, chosen))
+        _put(images, operation, images, names, magnitude, np.isin(names, chosen))
     return replace(view, images=images)
 
 
 def _put(results: Tensor, operation: Callable, images: Tensor, names: np.ndarray, magnitude: np.ndarray,
-         chosen: np.ndarray) -> Tensor:
-    """`results` (B, …) with `operation(images, names, magnitude)` for the samples that are `chosen` (B,)."""
+         chosen: np.ndarray) -> None:
+    """Write `operation(images, names, magnitude)` into `results` (B, …) for the samples that are `chosen` (B,)."""
     rows = np.flatnonzero(chosen)
-    if not len(rows):
-        return results
-    place = on_device(rows, images.device, torch.int64)
-    return results.index_copy(0, place, operation(images.index_select(0, place), names[rows], magnitude[rows]))
+    if len(rows):
+        place = on_device(rows, images.device, torch.int64)
+        results.index_copy_(0, place, operation(images.index_select(0, place), names[rows], magnitude[rows]))
 
 
 def _inverse(names: np.ndarray, magnitude: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -76,7 +75,7 @@ def _levelwise(images: Tensor, names: np.ndarray, magnitude: np.ndarray) -> Tens
     tables = on_device(_fixed_tables(names, magnitude), images.device, torch.uint8)
     tables = tables[:, None, :].repeat(1, images.shape[1], 1)
     for name, adaptive in (("Contrast", _contrast), ("AutoContrast", _autocontrast), ("Equalize", _equalize)):
-        tables = _put(tables, adaptive, images, names, magnitude, names == name)
+        _put(tables, adaptive, images, names, magnitude, names == name)
     return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 

@@ -45,7 +45,7 @@ def apply(view: View, draw: Draw) -> View:
 
 
 def plan(draw: Draw, height: int, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The operations (B,) and magnitudes (B,) of the two steps; Identity where a step does not happen."""
+    """The operations (B,) and signed magnitudes (B,) of the two steps; Identity where a step does not happen."""
     uniform = draw("autoaugment", 5)
     policy = (uniform[:, 0] * len(POLICIES)).astype(np.int64)
     space = magnitudes(BINS, height, width)

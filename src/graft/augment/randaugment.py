@@ -23,11 +23,19 @@ def apply(view: View, draw: Draw, *,
     """
     if magnitude >= BINS:
         raise UserError(f"augment.randaugment.magnitude: expected 0 to {BINS - 1}, got {magnitude}")
-    space = magnitudes(BINS, *view.images.shape[-2:])
+    for names, strength in plan(draw, *view.images.shape[-2:], n, magnitude):
+        view = apply_ops(view, names, strength)
+    return view
+
+
+def plan(draw: Draw, height: int, width: int, n: int, magnitude: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The operations (B,) and signed magnitudes (B,) of the `n` steps."""
+    space = magnitudes(BINS, height, width)
     strength = np.array([space[name][magnitude] for name in OPERATIONS])
     uniform = draw("randaugment", 2 * n)
+    steps = []
     for step in range(n):
         chosen = (uniform[:, 2 * step] * len(OPERATIONS)).astype(np.int64)
         minus = np.isin(OPERATIONS, SIGNED)[chosen] & (uniform[:, 2 * step + 1] < 0.5)
-        view = apply_ops(view, OPERATIONS[chosen], np.where(minus, -strength[chosen], strength[chosen]))
-    return view
+        steps.append((OPERATIONS[chosen], np.where(minus, -strength[chosen], strength[chosen])))
+    return steps

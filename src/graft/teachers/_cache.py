@@ -19,8 +19,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from graft.checkpoint import sha256
-from graft.config import Part
 from graft.errors import UserError
+from graft.options import Part
 from graft.outputs import Outputs, on_device
 from graft.tasks._task import Split, Task
 

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from graft.augment import to_float
 from graft.augment._warp import move_tokens
-from graft.config import Config
 from graft.errors import UserError
 from graft.objective import Objective, pool_tokens
+from graft.options import Config
 from graft.outputs import Batch, Outputs, View
 from graft.run import Run
 from graft.tasks._task import Task
@@ -29,7 +29,8 @@ class TeacherView:
         self.moves = cfg.teacher.view == "aligned"
         self.cache = None
         if cfg.teacher.view != "augmented" and cfg.teacher.cache == "auto" and not cfg.dry_run:
-            self.cache = TeacherCache(self.teacher, cfg.teacher, task, "train", self.features, run.device)
+            self.cache = TeacherCache(self.teacher, cfg.teacher, task, "train", self.features, run.device,
+                                      autocast=run.autocast)
         if cfg.teacher.shuffle and run.micro_size < 2:
             raise UserError("teacher.shuffle: needs at least 2 images in a micro-batch")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from graft import checkpoint, config, keyed, parts
 from graft.errors import UserError
+from graft.options import Part
 from graft.students._weights import mismatch
 from graft.tasks._task import Task
 from graft.teachers._freeze import freeze, isolated
@@ -48,7 +49,7 @@ def run_folder(path: Path) -> Path:
     raise UserError(f"teacher.path: {path} {found if path.is_dir() else 'does not exist'}; expected a run's folder")
 
 
-def _fitted(state: dict[str, Tensor], teacher: nn.Module, folder: Path, part: config.Part, task: Task,
+def _fitted(state: dict[str, Tensor], teacher: nn.Module, folder: Path, part: Part, task: Task,
             has_classifier: bool) -> dict[str, Tensor]:
     """`state`, once it fits; a head that is not used need not."""
     wanted = teacher.state_dict()

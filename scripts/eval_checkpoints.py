@@ -1,0 +1,145 @@
+"""Score the finished runs of a study on validation and test, and write results.json.
+
+    python scripts/eval_checkpoints.py --base_dir experiments/demo --conditions baseline distill \\
+        --output experiments/demo/results.json
+
+Every `<base_dir>/<condition>/seed<k>` is scored at its final step, with its averaged weights where the run
+has them. Rows, one an example, and the score itself are kept beside the checkpoint, so running this again
+computes only what is missing; `accelerate launch` spreads the examples over several processes.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from graft import checkpoint, config, parts, results
+from graft.errors import UserError, exit_cleanly
+from graft.options import Config
+from graft.process import code_sha
+from graft.scoring import score
+
+SPLITS = ("val", "test")
+# What a condition may change without its comparison with the baseline becoming one of recipes.
+SUBJECT = ("method", "teacher", "objective")
+
+
+def runs_of(base_dir: Path, condition: str) -> list[Path]:
+    """The run folders of a condition by seed. Raises UserError if there are none."""
+    found = sorted(base_dir.glob(f"{condition}/seed*/config.yaml"), key=lambda f: int(f.parent.name[4:]))
+    if not found:
+        have = ", ".join(sorted({f.parent.parent.name for f in base_dir.glob("*/seed*/config.yaml")})) or "none"
+        raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {have}")
+    return [file.parent for file in found]
+
+
+class Scorer:
+    """Scores runs; data sets are built once."""
+
+    def __init__(self, base_dir: Path, weights: str):
+        self.base_dir, self.weights = base_dir, weights
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.tasks: dict[str, Any] = {}
+
+    def task(self, cfg: Config):
+        """The run's data set, on the device."""
+        key = json.dumps([cfg.task.name, cfg.task.args], sort_keys=True)
+        if key not in self.tasks:
+            self.tasks[key] = parts.build("tasks", cfg.task)
+            for split in self.tasks[key].splits.values():
+                split.to(self.accelerator.device, cfg.train.workers)
+        return self.tasks[key]
+
+    def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
+        """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
+        cfg = config.load([run_dir / "config.yaml"])
+        if cfg.method == "ssl_teacher":
+            raise UserError(f"{run_dir}: a self-supervised run has no classifier to score")
+        state, info = checkpoint.load_model(run_dir, self.weights)
+        task = self.task(cfg)
+        wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": cfg.seed,
+                  "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
+                  "data_fingerprint": task.fingerprint, "precision": cfg.train.precision}
+        entries, student = [], None
+        for split in SPLITS:
+            kept = run_dir / "eval" / f"{split}-{info['step']}.json"
+            rows_file = kept.with_suffix(".parquet")
+            entry = json.loads(kept.read_text()) if kept.exists() and rows_file.exists() else {}
+            if any(entry.get(key) != value for key, value in wanted.items()):
+                if student is None:
+                    student = parts.build("students", cfg.student, task)
+                    student.load_state_dict(state)
+                    student.to(self.accelerator.device)
+                rows = score(student, task.splits[split], self.accelerator.device, cfg.evaluate.batch_size,
+                             self.accelerator.process_index, self.accelerator.num_processes)
+                entry = {**wanted, "split": split, "n": len(rows["index"]),
+                         "metrics": results.metrics(rows, cfg.evaluate.topk),
+                         "examples": str(rows_file.relative_to(self.base_dir)), "code_sha": code_sha()}
+                if self.accelerator.is_main_process:
+                    results.write_examples(rows_file, rows, task.fingerprint)
+                    results.write_json(kept, entry)
+            entries.append(entry)
+        return entries
+
+
+def about(base_dir: Path, conditions: dict[str, list[Path]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Per condition, in what its configuration differs from the baseline's, subject and recipe apart."""
+    first = {name: config.load([runs[0] / "config.yaml"]) for name, runs in conditions.items()}
+    seeds_apart = {name: config.load([runs[0] / "config.yaml"], seed=first[baseline].seed) for name, runs in
+                   conditions.items()} if baseline in first else {}
+    found = {}
+    for name, cfg in seeds_apart.items():
+        changes = [[key, old, new] for key, old, new in config.difference(first[baseline], cfg)]
+        subject = [c for c in changes if c[0].split(".")[0] in SUBJECT]
+        found[name] = {"differs": subject, "recipe_differs": [c for c in changes if c not in subject]}
+    return found
+
+
+def main() -> None:
+    """Score, assemble, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
+    parser.add_argument("--conditions", nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="results.json")
+    parser.add_argument("--baseline", default="baseline", help="the condition the others are compared with")
+    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
+                        help="auto: the averaged weights where a run has them")
+    parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    options = parser.parse_args()
+    scorer = Scorer(options.base_dir, options.weights)
+    main_process = scorer.accelerator.is_main_process
+    entries: list[dict[str, Any]] = []
+    conditions: dict[str, list[Path]] = {}
+    for name in tqdm(options.conditions, desc="scoring", disable=None if main_process else True):
+        try:
+            runs = runs_of(options.base_dir, name)
+            entries += [entry for run in runs for entry in scorer.score(name, run)]
+            conditions[name] = runs
+        except UserError as error:
+            if not options.allow_missing or name == options.baseline:
+                raise
+            if main_process:
+                tqdm.write(f"left out {name}: {error}")
+    if not main_process:
+        return
+    task = next(iter(scorer.tasks.values()))
+    data = {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes,
+            "sizes": {name: len(split) for name, split in task.splits.items()}}
+    assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,
+                                 code_sha=code_sha())
+    for name, notes in about(options.base_dir, conditions, options.baseline).items():
+        assembled["conditions"][name] |= notes
+        if notes["recipe_differs"]:
+            keys = ", ".join(change[0] for change in notes["recipe_differs"])
+            print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
+    results.write_json(options.output, assembled)
+    print(results.to_markdown(results.table(assembled)), end="")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,101 @@
+"""The command line that all training scripts share."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+from graft import schema
+from graft.config import COMMAND_LINE, common_fields, merge
+from graft.errors import UserError
+from graft.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config
+from graft.schema import REQUIRED, Field
+
+
+def command_line(doc: str, method: str | None, argv: list[str] | None = None) -> Config:
+    """Parse a training script's arguments; bad ones end the program with one line and exit code 2.
+
+    `--print_config` and `--help` print and exit 0. `method` is what the script trains; None for
+    `train_ablation.py`, which takes what its configs say.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, usage="%(prog)s --base_config FILE "
+                                     "--config FILE... --output_dir DIR [options] [key=value ...]")
+    parser.add_argument("--base_config", required=True, help="a complete run: data, student, recipe")
+    parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, later ones win")
+    parser.add_argument("--output_dir", required=True, help="the condition's folder; the run is its seed<k>")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--resume", help="auto (default): continue if there is a checkpoint; never; must")
+    parser.add_argument("--print_config", action="store_true", help="print every value and where it comes from")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="check config, data, teacher and shapes, print the objective, train nothing")
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(f"{doc.strip()}\n\n{parser.format_help()}\n{describe_keys()}")
+        sys.exit(0)
+    options, rest = parser.parse_known_args(argv)
+    # argparse gives `--config a.yaml optim.lr=1` both words; a config file has no '=' in its name.
+    rest += [word for word in options.config if "=" in word]
+    files = [options.base_config, *(word for word in options.config if "=" not in word)]
+    try:
+        if unknown := [word for word in rest if word.startswith("-")]:
+            raise UserError(f"{COMMAND_LINE}: {unknown[0]}: unknown option; see --help")
+        scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
+                   if getattr(options, key) is not None}
+        config, origin = merge(files, rest, scalars)
+        if method is not None and config.method != method:
+            raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
+                            f"say {config.method}; use train_{config.method}.py")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if options.print_config:
+        print(_with_origins(config, origin))
+        sys.exit(0)
+    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run)
+
+
+def _with_origins(config: Config, origin: dict[str, str]) -> str:
+    """The resolved configuration as YAML, each line with the file its value came from."""
+    lines: list[str] = []
+
+    def walk(value: Any, path: str, indent: int) -> None:
+        items = value.items() if isinstance(value, dict) else [(None, item) for item in value]
+        for i, (key, item) in enumerate(items):
+            here = f"{path}.{i if key is None else key}".lstrip(".")
+            pad = "  " * indent
+            head = f"{pad}- " if key is None else f"{pad}{key}: "
+            if isinstance(item, dict) and item and key is None:
+                lines.append(f"{pad}-")
+                walk(item, here, indent + 1)
+            elif (isinstance(item, dict) and item) or (isinstance(item, list) and item and isinstance(item[0], dict)):
+                lines.append(head.rstrip())
+                walk(item, here, indent + 1)
+            else:
+                lines.append(f"{head + json.dumps(item):<60}  # {origin.get(here, 'default')}")
+
+    walk(config.to_dict(), "", 0)
+    return "\n".join(lines)
+
+
+def describe_keys() -> str:
+    """Every key with type, default, range and meaning, from the declarations themselves."""
+
+    def line(path: str, item: Field) -> str:
+        kind = getattr(item.type, "__name__", str(item.type)) if not hasattr(item.type, "__args__") else str(item.type)
+        default = "required" if item.default is REQUIRED else json.dumps(item.default)
+        return f"  {path:<28} {kind:<12} {default:<16} {item.rule:<24} {item.help}".rstrip()
+
+    out = ["configuration keys: name, type, default, range, meaning"]
+    out += [line(key, item) for key, item in SCALARS.items()]
+    for section, cls in SECTIONS.items():
+        out.append(f"\n{section}: {cls.__doc__.splitlines()[0]}")
+        out += [line(f"{section}.{key}", item) for key, item in schema.dataclass_fields(cls).items()]
+    for key, (kind, cls) in {**PARTS, **PART_LISTS}.items():
+        many = " (a list)" if key in PART_LISTS else ""
+        out.append(f"\n{key}{many}: name is one of {', '.join(schema.part_names(kind))}")
+        out += [line(key, item) for key, item in common_fields(cls).items()]
+        for name in schema.part_names(kind):
+            out.append(f"  {key} name: {name}  -  {schema.part_help(kind, name)}")
+            out += [line(f"  {key}", item) for key, item in schema.part_fields(kind, name).items()]
+    return "\n".join(out)
