@@ -7,7 +7,7 @@ from scipy import stats
 
 from graft.augment import Augment, cutmix, cutout, mix, mixup, random_erasing, to_float
 from graft.augment._boxes import proposals
-from graft.config import Part
+from graft.options import Part
 from graft.errors import UserError
 from graft.keyed import Draw
 from graft.outputs import View

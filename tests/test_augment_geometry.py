@@ -9,7 +9,7 @@ from graft.augment import Augment, affine, crop, flip, resized_crop, rotation
 from graft.augment._boxes import proposals
 from graft.augment._ops import GEOMETRIC, apply_ops
 from graft.augment._warp import inverse_affine, move_tokens, warp
-from graft.config import Part
+from graft.options import Part
 from graft.keyed import Draw
 from graft.outputs import View
 
@@ -174,6 +174,8 @@ def test_proposals_use_the_whole_ranges_and_every_place():
     assert ratio.min() < 0.55 and ratio.max() > 1.8
     assert area.mean() == pytest.approx(0.35, abs=0.01)
     assert np.log(ratio).mean() == pytest.approx(0, abs=0.01)
+    for end, length in ((bottom, tall), (right, wide)):
+        assert (end == 32).mean() == pytest.approx((1 / (33 - length)).mean(), abs=0.01)
     _, never = proposals(uniform[:100], (1.0, 1.0), (2.0, 2.0), 32, 32, (32, 32))
     assert not never.any()
     images = noise(1, 10, 20)
