@@ -7,9 +7,9 @@ from scipy import stats
 
 from graft.augment import Augment, cutmix, cutout, mix, mixup, random_erasing, to_float
 from graft.augment._boxes import proposals
-from graft.options import Part
 from graft.errors import UserError
 from graft.keyed import Draw
+from graft.options import Part
 from graft.outputs import View
 from graft.schema import check, part_fields, part_names, part_tensors
 
