@@ -228,15 +228,3 @@ def test_dry_run_touches_nothing(tmp_path, capsys):
     run_main_of = importlib.import_module("graft.train_baseline").main
     run_main_of(replace(tiny(tmp_path / "x"), dry_run=True))
     assert not (tmp_path / "x").exists()
-
-
-def test_every_file_in_configs_loads():
-    """Bases alone, deltas over the base named in their first lines as `# base: …`."""
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
-        if path.parent.name in ("accelerate", "hydra"):
-            continue
-        files = [path]
-        for line in path.read_text().splitlines():
-            if line.startswith("# over: "):
-                files = [ROOT / "configs" / name for name in line[8:].split()] + [path]
-        config.load(files)

@@ -1,0 +1,123 @@
+"""What the sequences in scripts/ start, with a stub in Python's place."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft import config, objective
+from graft.config import Config
+from small import ROOT
+
+# Stands for Python: notes the commands, says that each run is done, and hands everything else on.
+STUB = """#!/usr/bin/env bash
+if [[ "$1" == - ]]; then exec {python} "$@"; fi
+printf '%s\\t' "$@" >>{log}; echo >>{log}
+while [[ $# -gt 0 ]]; do
+    case "$1" in --output_dir) dir=$2 ;; --seed) seed=$2 ;; esac
+    shift
+done
+if [[ -n "${{dir:-}}" ]]; then
+    state=done
+    [[ "$dir" == */"${{FAIL:-nothing}}" ]] && state=failed
+    echo "{{\\"state\\": \\"$state\\"}}" >"$dir/seed$seed/status.json"
+    [[ $state == done ]]
+fi
+"""
+
+
+def run_sequence(script: str, tmp_path: Path, **environment: str) -> tuple[int, list[list[str]], str]:
+    """Exit code, commands and error output of a sequence in a copy of the project where each run ends at once."""
+    if not (tmp_path / "bin").exists():
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "configs").symlink_to(ROOT / "configs")
+        # Copied, because a sequence works in the folder above its own.
+        shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    log = tmp_path / "commands"
+    log.unlink(missing_ok=True)
+    stubs = {"python": STUB.format(python=sys.executable, log=log), "nvidia-smi": "#!/bin/sh\nexit 1\n"}
+    for name, text in stubs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if key not in ("SEEDS", "SMOKE", "TRAIN_ARGS", "CNNS")}
+    done = subprocess.run(["bash", str(tmp_path / f"scripts/{script}")], text=True, capture_output=True, timeout=120,
+                          env={**kept, "GRAFT_PYTHON": str(tmp_path / "bin/python"),
+                               "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **environment})
+    commands = [line.strip("\t").split("\t") for line in log.read_text().splitlines()] if log.exists() else []
+    return done.returncode, commands, done.stderr + done.stdout
+
+
+def started(commands: list[list[str]]) -> list[tuple[str, Config, list[str]]]:
+    """`(script, configuration, files)` of each training run, loaded as the script would."""
+    runs = []
+    for words in commands:
+        if "accelerate.commands.launch" not in words:
+            continue
+        script = next(word for word in words if word.startswith("src/graft/"))
+        rest = words[words.index(script) + 1:]
+        files = [rest[rest.index("--base_config") + 1]]
+        files += [word for word in rest if word.startswith("configs/") and word.endswith(".yaml") and word != files[0]]
+        overrides = [word for word in rest if "=" in word]
+        cfg = config.load(files, overrides, seed=int(rest[rest.index("--seed") + 1]),
+                          output_dir=rest[rest.index("--output_dir") + 1])
+        runs.append((Path(script).stem.removeprefix("train_"), cfg, files))
+    return runs
+
+
+def check(runs: list[tuple[str, Config, list[str]]], study: str) -> None:
+    done = set()
+    for script, cfg, files in runs:
+        assert script in ("ablation", cfg.method), files
+        assert Path(cfg.output_dir).parent == Path("experiments") / study
+        if cfg.teacher.name == "run" and objective.needs_teacher(cfg.objective):
+            folder = Path(cfg.teacher.args["path"])
+            assert folder in done or folder / "seed0" in done, f"{files}: teacher {folder} was not trained before"
+        done.add(cfg.run_dir)
+    assert len(done) == len(runs), "a run was started twice"
+
+
+def sequences() -> list[str]:
+    return [path.name for path in sorted(ROOT.glob("scripts/*.sh")) if "lib.sh\"" in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sequences())
+def test_sequences_start_runs_that_load_after_their_teachers(script, tmp_path):
+    code, commands, said = run_sequence(script, tmp_path)
+    assert code == 0, said
+    study = next(line[len("STUDY="):].split()[0] for line in (ROOT / "scripts" / script).read_text().splitlines()
+                 if line.startswith("STUDY="))
+    runs = started(commands)
+    assert len(runs) > 5
+    check(runs, study)
+    code, again, _ = run_sequence(script, tmp_path)
+    assert code == 0 and not started(again), "what is done is skipped"
+
+
+@pytest.mark.slow
+def test_cifar10_sequence_in_its_variants(tmp_path):
+    checkpoint = tmp_path / "dinov2.safetensors"
+    checkpoint.touch()
+    code, commands, said = run_sequence("cifar10.sh", tmp_path, SMOKE="1", DINOV2_CHECKPOINT=str(checkpoint),
+                                        TRAIN_ARGS="train.compile=default task.root=/data")
+    assert code == 0, said
+    runs = started(commands)
+    check(runs, "cifar10-smoke")
+    assert all(cfg.train.duration == "4st" and cfg.train.compile == "default" and cfg.seed == 0 for _, cfg, _ in runs)
+    arms = {Path(cfg.output_dir).name for _, cfg, _ in runs}
+    grid = {path.stem for path in ROOT.glob("configs/*/*.yaml") if "# over: base/cifar10_deit.yaml" in path.read_text()}
+    assert len(grid) == 18 and grid | {"baseline"} <= arms
+    dinov2 = [cfg for _, cfg, _ in runs if cfg.teacher.name == "dinov2"]
+    assert len(dinov2) == 4 and all(cfg.teacher.args["checkpoint"] == str(checkpoint) for cfg in dinov2)
+    ablations = [files for script, _, files in runs if script == "ablation" and "ce_longer" not in files[1]]
+    assert len(ablations) == 7 and all(files[-1].startswith("configs/ablation/") for files in ablations)
+
+    code, commands, said = run_sequence("cifar10.sh", tmp_path, SEEDS="3", CNNS="convnextv2", FAIL="ssl_teacher")
+    runs = started(commands)
+    assert code == 1 and "SKIPPED what needs ssl_teacher" in said and "left out: dinov2_cka" in said
+    assert {Path(cfg.output_dir).name for _, cfg, _ in runs} == {
+        "ssl_teacher", "convnextv2_teacher", "baseline", "ce_longer", "convnextv2"}
+    assert not any("eval_checkpoints" in word for words in commands for word in words), "a failure is not scored over"
