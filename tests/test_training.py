@@ -9,7 +9,7 @@ import torch
 from graft import config, parts
 from graft.errors import NonFinite, UserError
 from graft.optim import lr_at
-from small import BASE, ROOT, launch, run_main, tiny, weights
+from small import BASE, launch, run_main, tiny, weights
 
 AUGMENT = "augment=[{name: flip}, {name: crop, padding: 1}, {name: cutmix, alpha: 1.0}]"
 
