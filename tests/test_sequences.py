@@ -15,7 +15,8 @@ from small import ROOT
 # Stands for Python: notes the commands, says that each run is done, and hands everything else on.
 STUB = """#!/usr/bin/env bash
 if [[ "$1" == - ]]; then exec {python} "$@"; fi
-printf '%s\\t' "$@" >>{log}; echo >>{log}
+printf -v line '%s\\t' "$@"
+echo "$line" >>{log}  # one write: runs may overlap
 while [[ $# -gt 0 ]]; do
     case "$1" in --output_dir) dir=$2 ;; --seed) seed=$2 ;; esac
     shift
@@ -42,7 +43,8 @@ def run_sequence(script: str, tmp_path: Path, **environment: str) -> tuple[int, 
     for name, text in stubs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    kept = {key: value for key, value in os.environ.items() if key not in ("SEEDS", "SMOKE", "TRAIN_ARGS", "CNNS")}
+    theirs = ("SEEDS", "SMOKE", "TRAIN_ARGS", "CNNS", "DINOV2_CHECKPOINT", "SLOTS", "FAIL")
+    kept = {key: value for key, value in os.environ.items() if key not in theirs}
     done = subprocess.run(["bash", str(tmp_path / f"scripts/{script}")], text=True, capture_output=True, timeout=120,
                           env={**kept, "GRAFT_PYTHON": str(tmp_path / "bin/python"),
                                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **environment})
