@@ -110,7 +110,8 @@ def test_cifar10_sequence_in_its_variants(tmp_path):
     check(runs, "cifar10-smoke")
     assert all(cfg.train.duration == "4st" and cfg.train.compile == "default" and cfg.seed == 0 for _, cfg, _ in runs)
     arms = {Path(cfg.output_dir).name for _, cfg, _ in runs}
-    grid = {path.stem for path in ROOT.glob("configs/*/*.yaml") if "# over: base/cifar10_deit.yaml" in path.read_text()}
+    grid = {path.stem for kind in ("distill", "ss_distill", "ablation") for path in ROOT.glob(f"configs/{kind}/*.yaml")
+            if "# over: base/cifar10_deit.yaml" in path.read_text()}
     assert len(grid) == 18 and grid | {"baseline"} <= arms
     dinov2 = [cfg for _, cfg, _ in runs if cfg.teacher.name == "dinov2"]
     assert len(dinov2) == 4 and all(cfg.teacher.args["checkpoint"] == str(checkpoint) for cfg in dinov2)
