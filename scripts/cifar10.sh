@@ -85,8 +85,8 @@ fi
 finish_jobs
 sequence_status
 
-scored=("${CONDITIONS[@]}" "${CNNS[@]/%/_teacher}")
-# 10,000 test images a run are minutes on a CPU; two conditions show that the path works.
-if [[ -n "${SMOKE:-}" ]]; then scored=(baseline "${DISTILL[0]}"); fi
+scored=("${CONDITIONS[@]}" --references "${CNNS[@]/%/_teacher}")
+# 10,000 test images a run are minutes on a CPU; two conditions on validation show that the path works.
+if [[ -n "${SMOKE:-}" ]]; then scored=(baseline "${DISTILL[0]}" --splits val); fi
 "$PYTHON" scripts/eval_checkpoints.py --base_dir "experiments/$STUDY" --output "experiments/$STUDY/results.json" \
     --conditions "${scored[@]}"

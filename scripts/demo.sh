@@ -33,5 +33,5 @@ finish_jobs
 sequence_status
 
 "$PYTHON" scripts/eval_checkpoints.py --base_dir "experiments/$STUDY" --output "experiments/$STUDY/results.json" \
-    --conditions "${CONDITIONS[@]}" cnn_teacher
+    --conditions "${CONDITIONS[@]}" --references cnn_teacher
 "$PYTHON" scripts/gen_accuracy_fig.py --results "experiments/$STUDY/results.json" --out assets

@@ -39,8 +39,8 @@ def runs_of(base_dir: Path, condition: str) -> list[Path]:
 class Scorer:
     """Scores runs; data sets are built once."""
 
-    def __init__(self, base_dir: Path, weights: str):
-        self.base_dir, self.weights = base_dir, weights
+    def __init__(self, base_dir: Path, weights: str, splits: list[str]):
+        self.base_dir, self.weights, self.splits = base_dir, weights, splits
         self.accelerator = Accelerator(mixed_precision="no")
         self.tasks: dict[str, Any] = {}
 
@@ -64,7 +64,7 @@ class Scorer:
                   "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
                   "data_fingerprint": task.fingerprint, "precision": cfg.train.precision}
         entries, student = [], None
-        for split in SPLITS:
+        for split in [name for name in self.splits if len(task.splits[name])]:
             kept = run_dir / "eval" / f"{split}-{info['step']}.json"
             rows_file = kept.with_suffix(".parquet")
             entry = json.loads(kept.read_text()) if kept.exists() and rows_file.exists() else {}
@@ -104,17 +104,20 @@ def main() -> None:
                                      allow_abbrev=False)
     parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
     parser.add_argument("--conditions", nargs="+", required=True)
+    parser.add_argument("--references", nargs="+", default=[], help="runs to score and list, not to compare: teachers")
     parser.add_argument("--output", type=Path, required=True, help="results.json")
     parser.add_argument("--baseline", default="baseline", help="the condition the others are compared with")
     parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
                         help="auto: the averaged weights where a run has them")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
     options = parser.parse_args()
-    scorer = Scorer(options.base_dir, options.weights)
+    scorer = Scorer(options.base_dir, options.weights, options.splits)
     main_process = scorer.accelerator.is_main_process
     entries: list[dict[str, Any]] = []
     conditions: dict[str, list[Path]] = {}
-    for name in tqdm(options.conditions, desc="scoring", disable=None if main_process else True):
+    names = [*options.conditions, *options.references]
+    for name in tqdm(names, desc="scoring", disable=None if main_process else True):
         try:
             runs = runs_of(options.base_dir, name)
             entries += [entry for run in runs for entry in scorer.score(name, run)]
@@ -130,10 +133,10 @@ def main() -> None:
     data = {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes,
             "sizes": {name: len(split) for name, split in task.splits.items()}}
     assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,
-                                 code_sha=code_sha())
+                                 references=options.references, code_sha=code_sha())
     for name, notes in about(options.base_dir, conditions, options.baseline).items():
         assembled["conditions"][name] |= notes
-        if notes["recipe_differs"]:
+        if notes["recipe_differs"] and name not in options.references:
             keys = ", ".join(change[0] for change in notes["recipe_differs"])
             print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
     results.write_json(options.output, assembled)

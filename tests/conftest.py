@@ -7,6 +7,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
+
 from small import ROOT
 
 

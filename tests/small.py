@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from graft import checkpoint, config
-from graft.config import Config
 from graft.journal import read
+from graft.options import Config
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "configs/base/digits_vit.yaml"

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from graft import schema
-from graft.config import Term
 from graft.errors import UserError
 from graft.objective import Objective, needs_teacher, pool_tokens
+from graft.options import Term
 from graft.outputs import Outputs
 
 

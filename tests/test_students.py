@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from graft.config import Part
 from graft.errors import UserError
+from graft.options import Part
 from graft.parts import build
 from graft.tasks._task import ResidentSplit, Task
 

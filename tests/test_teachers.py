@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from graft import checkpoint
-from graft.config import Part
 from graft.errors import UserError
+from graft.options import Part
 from graft.outputs import Outputs
 from graft.parts import build
 from graft.teachers import _cache

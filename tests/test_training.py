@@ -35,10 +35,10 @@ def structural(teacher: Path) -> list[str]:
 # Loss, gradient norm and learning rate of three steps. If a change moves these on purpose, say why in the
 # commit; if it was a refactoring, it was not one.
 GOLDEN = {
-    "baseline": [(2.304518, 0.890736), (2.316348, 0.892421), (2.302186, 0.410261)],
-    "distill": [(2.308284, 0.900434), (2.31274, 0.749472), (2.304777, 0.514798)],
-    "ss_distill": [(2.9035, 0.992257), (2.954895, 1.052644), (2.829713, 0.82506)],
-    "ssl_teacher": [(0.628369, 44.977501), (0.540208, 21.774355), (0.506919, 4.734388)],
+    "baseline": [(2.570721, 3.698318), (2.549052, 2.739309), (2.407253, 1.14157)],
+    "distill": [(2.630061, 3.926528), (2.626555, 3.13325), (2.451958, 1.269485)],
+    "ss_distill": [(2.959368, 4.004829), (2.928728, 2.98382), (2.863607, 1.857439)],
+    "ssl_teacher": [(2.008453, 12.581083), (1.402796, 4.723248), (1.518087, 8.412326)],
 }
 
 
@@ -212,6 +212,13 @@ def test_early_stopping_and_plateau(tmp_path):
     rows = run_main(cfg)
     assert rows[-1]["step"] == 3  # the first is the best, two after it are no better
     assert run_main(cfg)[-1]["step"] == 3, "a run that stopped early is done"
+
+
+def test_without_a_validation_split_nothing_is_scored(tmp_path):
+    rows = run_main(tiny(tmp_path / "x", "task.val_fraction=0", "train.eval_every=1st"))
+    assert not any(key.startswith("val") for row in rows for key in row)
+    with pytest.raises(UserError, match="val_fraction: 0 leaves nothing to decide early stopping"):
+        run_main(tiny(tmp_path / "y", "task.val_fraction=0", "train.eval_every=1st", "train.stop_after=2"))
 
 
 @pytest.mark.parametrize("overrides, says", [

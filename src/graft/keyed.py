@@ -7,6 +7,8 @@ and after a resume, without any generator state to save.
 The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA).
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -19,6 +21,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+@functools.lru_cache(maxsize=4096)  # an epoch's draws ask for the same few keys at every batch
 def key(*parts: int | str) -> int:
     """One 63-bit key from integers and names, e.g. `key(seed, "order", epoch)`."""
     state = np.zeros(1, np.uint64)

@@ -121,13 +121,15 @@ def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()
 
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
-             baseline: str = "baseline", *, code_sha: str = "unknown") -> dict[str, Any]:
+             baseline: str = "baseline", *, references: Sequence[str] = (),
+             code_sha: str = "unknown") -> dict[str, Any]:
     """The content of results.json from scored runs.
 
     A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to
     `base_dir`. Each condition is compared with `baseline` ("" for no comparison) on every split both
     have; seeds are paired by number where the lists agree and taken as independent elsewhere. p-values
-    are Holm-adjusted over the conditions, within one split and metric. Raises UserError where runs must
+    are Holm-adjusted over the conditions, within one split and metric. `references`, such as the teachers,
+    are listed and not compared: they are no arm of the experiment. Raises UserError where runs must
     not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
     """
     names = list(dict.fromkeys(run["condition"] for run in runs))
@@ -141,7 +143,8 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
                             "summary": _summaries(own), "vs_baseline": {}}
     for split in dict.fromkeys(run["split"] for run in runs) if baseline else ():
         for metric, (column, draws) in COMPARED.items():
-            arrays = {name: _by_seed(rows, name, split, column) for name in names if (name, split) in rows}
+            arrays = {name: _by_seed(rows, name, split, column) for name in names
+                      if (name, split) in rows and name not in references}
             if baseline not in arrays:
                 continue
             compared = {name: _compare(*arrays[name], *arrays[baseline], draws)
@@ -150,7 +153,7 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
             for (name, result), p_holm in zip(compared.items(), adjusted, strict=True):
                 conditions[name]["vs_baseline"].setdefault(split, {})[metric] = {**result, "p_holm": p_holm}
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
-            "baseline": baseline, "conditions": conditions}
+            "baseline": baseline, "order": names, "conditions": conditions}
 
 
 def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
@@ -196,11 +199,15 @@ def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: 
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
-    """One row a condition (the baseline first) and split: accuracy, difference to the baseline, chance; fractions."""
+    """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
+
+    In the order of `order`, the baseline first where there is none.
+    """
     classes = results["data"].get("classes")
     classes = len(classes) if isinstance(classes, list) else classes
     lines = []
-    for name, condition in sorted(results["conditions"].items(), key=lambda item: item[0] != results.get("baseline")):
+    names = results.get("order") or sorted(results["conditions"], key=lambda name: name != results.get("baseline"))
+    for name, condition in ((name, results["conditions"][name]) for name in names):
         for split, summary in condition["summary"].items():
             accuracy = summary["accuracy"]
             versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})

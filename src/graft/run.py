@@ -136,6 +136,8 @@ class Run:
         if to_steps(config.optim.warmup, self.steps_per_epoch, self.total_steps) >= self.total_steps:
             raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {self.total_steps} steps of "
                             "the run")
+        if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):
+            raise UserError("task.val_fraction: 0 leaves nothing to decide early stopping or schedule plateau by")
         self.micro_size = train.batch_size // (self.world * train.accumulate)
         for split in task.splits.values():
             split.to(self.device, train.workers)
@@ -330,6 +332,7 @@ class Run:
     def _at_edge(self) -> None:
         final = self.step_done == self.total_steps
         due = {name: final or self._due(getattr(self.train, f"{name}_every")) for name in ("eval", "checkpoint")}
+        due["eval"] &= len(self.task.splits["val"]) > 0
         if self.step_done % self.train.log_every == 0 or any(due.values()):
             self._settle()
             self._log_training()

@@ -1,0 +1,192 @@
+"""What the training loop costs beyond the arithmetic: ratios within one run, DeiT-Tiny at 32 pixels.
+
+    python scripts/bench_train.py [--reps 5] [--steps 4] [--batch_size 128]
+
+The last line is one JSON object:
+
+    loop_efficiency      images/s of the real train_baseline loop / of bare forward+backward+AdamW on one batch
+    augment_vs_pil       images/s of crop+flip+AutoAugment+Cutout / of the same in a torchvision PIL pipeline in a
+                         DataLoader with two workers
+    distill_overhead     step of train_distill (ResNet-18) / (teacher forward + step of train_baseline)
+    ss_distill_overhead  step of train_ss_distill (CKA on four layers, cached, aligned tokens) / step of train_baseline
+
+Images are random: speed does not depend on what they show. Every figure is the median over repetitions in which the
+compared things alternate, because machines are noisy.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as tv
+from PIL import Image
+
+from graft import config, parts
+from graft.augment import Augment
+from graft.journal import read
+
+ROOT = Path(__file__).parent.parent
+BASE = ROOT / "configs/base/cifar10_deit.yaml"
+CLASSES = 10
+
+
+def make_data(folder: Path, count: int) -> None:
+    """Random 32-pixel PNGs in ten classes, as an image folder."""
+    random = np.random.default_rng(0)
+    for split, number in (("train", count), ("val", CLASSES), ("test", CLASSES)):
+        for i in range(number):
+            path = folder / split / f"class{i % CLASSES}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+
+
+class Bench:
+    """The real runs, shortened, and what they are compared with."""
+
+    def __init__(self, folder: Path, batch_size: int, steps: int, train_args: list[str]):
+        self.folder, self.batch, self.steps, self.count = folder, batch_size, steps, 0
+        os.environ["GRAFT_CACHE"] = str(folder / "cache")
+        make_data(folder / "data", 2 * batch_size)
+        self.common = [f"task={{name: imagefolder, root: {folder / 'data'}, size: 32, resident: true}}",
+                       f"train.batch_size={batch_size}", f"train.duration={steps + 1}st", "optim.warmup=1st",
+                       "train.eval_every=0", "train.checkpoint_every=0", "train.tensorboard=false",
+                       "train.log_every=1", "train.precision=fp32", *train_args]
+        self.cfg = config.load([BASE], self.common)
+        self.task = parts.build("tasks", self.cfg.task)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.teacher_dir = self.short_run("baseline", "student={name: cnn, arch: resnet18}", "train.duration=2st",
+                                          name="resnet18")[1]
+
+    def short_run(self, method: str, *overrides: str, name: str = "") -> tuple[list[float], Path]:
+        """Seconds of each step after the first of a real run, and its folder."""
+        self.count += 1
+        files = {"ss_distill": [ROOT / "configs/ss_distill/ssl_cka.yaml"],
+                 "distill": [ROOT / "configs/distill/resnet18.yaml"]}.get(method, [])
+        cfg = config.load([BASE, *files], [*self.common, *overrides],
+                          output_dir=str(self.folder / (name or f"run{self.count}")))
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module(f"graft.train_{method}").main(cfg)
+        rows = [row for row in read(cfg.run_dir / "metrics.jsonl") if "images_per_second" in row]
+        return [self.batch / row["images_per_second"] for row in rows[1:]], cfg.run_dir
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def bare(self) -> list[float]:
+        """Seconds of forward+backward+AdamW of the same student on one resident random batch."""
+        student = parts.build("students", self.cfg.student, self.task).to(self.device).train()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+        images = torch.rand(self.batch, 3, 32, 32, device=self.device)
+        labels = torch.randint(CLASSES, (self.batch,), device=self.device)
+        seconds = []
+        for _ in range(self.steps + 1):
+            started = time.perf_counter()
+            out = student(images)
+            torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.1).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self.wait()
+            seconds.append(time.perf_counter() - started)
+        return seconds[1:]
+
+    def teacher_forward(self) -> list[float]:
+        """Seconds of the ResNet-18 teacher's forward on a batch."""
+        teacher = parts.get("teachers", "run")(self.task, path=str(self.teacher_dir)).to(self.device)
+        images = torch.rand(self.batch, 3, 32, 32, device=self.device)
+        seconds = []
+        with torch.no_grad():
+            for _ in range(self.steps + 1):
+                started = time.perf_counter()
+                teacher(images)
+                self.wait()
+                seconds.append(time.perf_counter() - started)
+        return seconds[1:]
+
+    def ours(self, batches: int = 20) -> float:
+        """Augmented images a second, on the device."""
+        augment = Augment(self.cfg.augment, 0)
+        split = self.task.splits["train"].to(self.device)
+        index = torch.arange(self.batch)
+        (images, labels), = split.batches([index])
+        for epoch in range(batches + 2):
+            if epoch == 2:
+                self.wait()
+                started = time.perf_counter()
+            augment(images, labels, index, epoch, num_classes=CLASSES)
+        self.wait()
+        return batches * self.batch / (time.perf_counter() - started)
+
+    def pil(self, batches: int = 20) -> float:
+        """Augmented images a second of the usual pipeline: PIL images, two worker processes, started before."""
+        images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)) for i in range(256)]
+        transform = tv.Compose([tv.RandomCrop(32, 4), tv.RandomHorizontalFlip(),
+                                tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10), tv.ToTensor(),
+                                tv.RandomErasing(1.0, scale=(0.25, 0.25), ratio=(1, 1))])
+        data = [(images[i % 256], 0) for i in range((batches + 6) * self.batch)]
+        loader = iter(torch.utils.data.DataLoader(_Transformed(data, transform), self.batch, num_workers=2))
+        for _ in range(5):  # as many as the workers may have prepared before the clock starts, and one
+            next(loader)
+        started = time.perf_counter()
+        for _ in range(batches):
+            next(loader)
+        return batches * self.batch / (time.perf_counter() - started)
+
+
+class _Transformed(torch.utils.data.Dataset):
+    def __init__(self, data, transform):
+        self.data, self.transform = data, transform
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        image, label = self.data[i]
+        return self.transform(image), label
+
+
+def main() -> None:
+    """Alternate, collect medians, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a repetition")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.compile=default")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    median = statistics.median
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), options.batch_size, options.steps, options.overrides)
+        for rep in range(options.reps):
+            bare = median(bench.bare())
+            baseline = median(bench.short_run("baseline")[0])
+            distill = median(bench.short_run("distill", f"teacher.path={bench.teacher_dir}")[0])
+            teacher = median(bench.teacher_forward())
+            structural = median(bench.short_run(
+                "ss_distill", "teacher={name: timm, arch: vit_tiny_patch16_224, size: 128, random_weights: true, "
+                              "classifier: false, view: aligned}")[0])
+            row = {"loop_efficiency": bare / baseline, "augment_vs_pil": bench.ours() / bench.pil(),
+                   "distill_overhead": distill / (teacher + baseline), "ss_distill_overhead": structural / baseline,
+                   "baseline_images_per_second": options.batch_size / baseline}
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+            print(f"repetition {rep + 1}: " + " ".join(f"{k}={v:.3f}" for k, v in row.items()), flush=True)
+    print(json.dumps({**{name: round(median(values), 4) for name, values in found.items()},
+                      "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                      "threads": torch.get_num_threads(), "torch": torch.__version__,
+                      "repetitions": options.reps, "batch_size": options.batch_size}))
+
+
+if __name__ == "__main__":
+    main()

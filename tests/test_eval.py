@@ -1,0 +1,120 @@
+"""Scoring runs: every example once, only what is missing again, comparisons only where they are fair."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+import eval_checkpoints
+from graft import parts, results
+from graft.errors import UserError
+from graft.scoring import score
+from small import ROOT, environment, run_main, tiny
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    base = tmp_path_factory.mktemp("experiments") / "small"
+    for condition, extra in {"baseline": [], "smoothed": ["objective.ce.smoothing=0.3"]}.items():
+        for seed in (0, 1):
+            run_main(tiny(base / condition, "train.duration=10st", *extra, seed=seed))
+    return base
+
+
+def evaluate(study, monkeypatch, *extra: str) -> dict:
+    output = study / "results.json"
+    monkeypatch.setattr(sys, "argv", ["eval", "--base_dir", str(study), "--conditions", "baseline", "smoothed",
+                                      "--output", str(output), *extra])
+    eval_checkpoints.main()
+    return results.read_results(output)
+
+
+def test_results_are_complete_and_true(study, monkeypatch, capsys):
+    found = evaluate(study, monkeypatch)
+    assert set(found["conditions"]) == {"baseline", "smoothed"}
+    run = found["conditions"]["baseline"]["runs"][1]
+    assert (run["split"], run["n"], run["step"], run["weights"]) == ("test", 360, 10, "model")
+    rows = results.example_rows(study / run["examples"])
+    # an oracle that shares no code with the scorer: the student on the test images, one by one
+    cfg = tiny(study / "baseline")
+    task = parts.build("tasks", cfg.task)
+    from graft import checkpoint
+    student = parts.build("students", cfg.student, task).eval()
+    student.load_state_dict(checkpoint.load_model(study / "baseline/seed0")[0])
+    split = task.splits["test"]
+    with torch.no_grad():
+        logits = torch.cat([student(split.images[i : i + 1].float() / 255).logits for i in range(360)])
+    assert run["metrics"]["accuracy"]["n_correct"] == int((logits.argmax(1) == split.labels).sum())
+    assert run["metrics"]["nll"]["value"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, split.labels).item(), rel=1e-4)
+    assert (rows["label_rank"] == torch.argsort(logits, 1, descending=True).argsort(1)
+            .gather(1, split.labels[:, None])[:, 0].numpy()).all()
+    smoothed = found["conditions"]["smoothed"]
+    assert smoothed["differs"] == [["objective.ce.smoothing", 0.1, 0.3]] and smoothed["recipe_differs"] == []
+    means = [found["conditions"][name]["summary"]["test"]["accuracy"]["mean"] for name in ("smoothed", "baseline")]
+    assert smoothed["vs_baseline"]["test"]["accuracy"]["difference"] == pytest.approx(means[0] - means[1])
+    assert "| smoothed | test |" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_is_scored_again(study, monkeypatch):
+    first = evaluate(study, monkeypatch)
+    (study / "smoothed/seed1/eval/test-10.parquet").unlink()
+    scored = []
+    monkeypatch.setattr(eval_checkpoints, "score", lambda *args: scored.append(args) or score(*args))
+    second = evaluate(study, monkeypatch)
+    assert len(scored) == 1 and first == second
+
+
+def test_a_missing_condition_is_named(study, monkeypatch):
+    with pytest.raises(UserError, match=r"small/ghost: no finished run; conditions there: baseline, smoothed"):
+        evaluate(study, monkeypatch, "--conditions", "baseline", "ghost")
+    found = evaluate(study, monkeypatch, "--conditions", "baseline", "ghost", "--allow_missing")
+    assert set(found["conditions"]) == {"baseline"}
+
+
+def test_a_reference_is_scored_and_not_compared(study, monkeypatch):
+    found = evaluate(study, monkeypatch, "--conditions", "baseline", "--references", "smoothed")
+    assert found["conditions"]["smoothed"]["vs_baseline"] == {} and found["order"] == ["baseline", "smoothed"]
+
+
+def test_another_recipe_is_called_one(study, monkeypatch, capsys, tmp_path):
+    run_main(tiny(study / "longer", "train.duration=12st"))
+    evaluate(study, monkeypatch, "--conditions", "baseline", "longer")
+    assert "note: longer differs from baseline also in train.duration" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_not_scored(study, monkeypatch):
+    from graft import checkpoint
+    cfg = tiny(study / "unfinished", "train.duration=10st")
+    run_main(cfg)
+    path = checkpoint.path_of(cfg.run_dir, 10)
+    info = json.loads((path / "trainer.json").read_text()) | {"final": False, "total_steps": 20}
+    (path / "trainer.json").write_text(json.dumps(info))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["trainer.json"] = {"size": (path / "trainer.json").stat().st_size,
+                                "sha256": checkpoint.sha256(path / "trainer.json")}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="not finished, its newest checkpoint is step 10 of 20"):
+        evaluate(study, monkeypatch, "--conditions", "baseline", "unfinished")
+
+
+@pytest.mark.slow
+def test_two_processes_score_every_example_once(study, monkeypatch):
+    found = evaluate(study, monkeypatch)
+    for file in study.glob("*/seed*/eval/*"):
+        file.unlink()
+    # 360 test and 144 validation images over 2 processes in batches of 7: neither divides
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+                           "configs/accelerate/cpu2.yaml", "--main_process_port", "0", "scripts/eval_checkpoints.py",
+                           "--base_dir", str(study), "--conditions", "baseline", "smoothed", "--output",
+                           str(study / "two.json")], env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = results.read_results(study / "two.json")
+    for name, condition in two["conditions"].items():
+        for ours, theirs in zip(condition["runs"], found["conditions"][name]["runs"], strict=True):
+            assert ours["metrics"]["accuracy"] == theirs["metrics"]["accuracy"] and ours["n"] == theirs["n"]
+            a, b = (pd.read_parquet(study / run["examples"]) for run in (ours, theirs))
+            assert (a["index"] == b["index"]).all() and (a["prediction"] == b["prediction"]).all()
