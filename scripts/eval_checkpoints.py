@@ -13,13 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from graft import checkpoint, config, parts, results
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
-from graft.process import code_sha
+from graft.process import accelerator, code_sha
 from graft.scoring import score
 
 SPLITS = ("val", "test")
@@ -41,7 +40,7 @@ class Scorer:
 
     def __init__(self, base_dir: Path, weights: str, splits: list[str]):
         self.base_dir, self.weights, self.splits = base_dir, weights, splits
-        self.accelerator = Accelerator(mixed_precision="no")
+        self.accelerator = accelerator()
         self.tasks: dict[str, Any] = {}
 
     def task(self, cfg: Config):

@@ -37,6 +37,7 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> 
 
 
 def main() -> None:
+    """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--results", required=True, help="a results.json")
     parser.add_argument("--out", required=True, help="folder for accuracy.pdf, .png and .csv")

@@ -53,6 +53,7 @@ def draw(table: pd.DataFrame, conditions: list[str], keys: list[str]) -> figures
 
 
 def main() -> None:
+    """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--base_dir", required=True, type=Path, help="holds <condition>/seed<k>/metrics.jsonl")
     parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")

@@ -46,14 +46,23 @@ declare -A JOB_OF=()   # pid -> condition/seed
 declare -a FAILED=() PLANNED=()
 
 _reap() { # wait for one job and note how it ended
-    local pid code=0
-    wait -n -p pid "${!JOB_OF[@]}" || code=$?
-    local name=${JOB_OF[$pid]}
-    unset "JOB_OF[$pid]"
-    if [[ $code -ne 0 ]]; then
-        FAILED+=("$name")
-        echo "FAILED $name: $(tail -n 1 "experiments/$STUDY/$name/log.txt")" >&2
-    fi
+    local pid code name
+    while :; do
+        for pid in "${!JOB_OF[@]}"; do
+            # bash remembers the exit code of a child that is gone; `wait -n` forgets those that ended before it
+            kill -0 "$pid" 2>/dev/null && continue
+            code=0
+            wait "$pid" || code=$?
+            name=${JOB_OF[$pid]}
+            unset "JOB_OF[$pid]"
+            if [[ $code -ne 0 ]]; then
+                FAILED+=("$name")
+                echo "FAILED $name: $(tail -n 1 "experiments/$STUDY/$name/log.txt")" >&2
+            fi
+            return 0
+        done
+        sleep 0.2
+    done
 }
 
 _in_background() { # DIR ACCELERATE_CONFIG COMMAND...: hold a device while the command runs

@@ -19,11 +19,13 @@ TINY = ["student.dim=16", "student.depth=2", "student.heads=2", "task.subset=160
 
 def tiny(output_dir: Path, *overrides: str, method: str = "baseline", seed: int = 0) -> Config:
     """The demo's base configuration, shrunk."""
-    merged: dict[str, str] = {}
-    for item in [*TINY, "train.duration=3st", f"method={method}", *overrides]:
-        key, _, value = item.partition("=")
-        merged[key] = value
-    return config.load([BASE], [f"{k}={v}" for k, v in merged.items()], output_dir=str(output_dir), seed=seed)
+    return config.load([BASE], _last_wins(*TINY, "train.duration=3st", f"method={method}", *overrides),
+                       output_dir=str(output_dir), seed=seed)
+
+
+def _last_wins(*overrides: str) -> list[str]:
+    """`key=value` words without those that a later word for the same key replaces."""
+    return [f"{k}={v}" for k, v in dict(item.split("=", 1) for item in overrides).items()]
 
 
 def run_main(cfg: Config) -> list[dict[str, float]]:
@@ -46,9 +48,9 @@ def command(script: str, output_dir: Path, *overrides: str, processes: int = 1) 
     """The command line of a tiny run under `accelerate launch`."""
     launcher = "cpu" if processes == 1 else f"cpu{processes}"
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-            str(ROOT / f"configs/accelerate/{launcher}.yaml"), "--main_process_port", "0",
+            str(ROOT / f"configs/accelerate/{launcher}.yaml"),
             str(ROOT / f"src/graft/{script}"), "--base_config", str(BASE), "--output_dir", str(output_dir),
-            *TINY, *overrides]
+            *_last_wins(*TINY, *overrides)]
 
 
 def environment() -> dict[str, str]:

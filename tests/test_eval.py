@@ -108,7 +108,7 @@ def test_two_processes_score_every_example_once(study, monkeypatch):
         file.unlink()
     # 360 test and 144 validation images over 2 processes in batches of 7: neither divides
     done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-                           "configs/accelerate/cpu2.yaml", "--main_process_port", "0", "scripts/eval_checkpoints.py",
+                           "configs/accelerate/cpu2.yaml", "scripts/eval_checkpoints.py",
                            "--base_dir", str(study), "--conditions", "baseline", "smoothed", "--output",
                            str(study / "two.json")], env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -100,3 +100,16 @@ def test_names_in_the_lock_file_cover_the_dependencies():
               (ROOT / "requirements.lock").read_text().split()}
     for item in wanted:
         assert re.split(r"[><=\[]", item)[0].lower().replace("_", "-") in locked, item
+
+
+def test_the_table_in_the_readme_is_that_of_the_results():
+    from graft import results
+    frame = results.table(results.read_results(ROOT / "experiments/demo/results.json"))
+    assert results.to_markdown(frame[frame["split"] == "test"]) in (ROOT / "README.md").read_text()
+
+
+def test_files_and_scripts_named_in_the_documents_exist():
+    for document in ("README.md", "CLAUDE.md", "configs/README.md"):
+        text = (ROOT / document).read_text()
+        for name in re.findall(r"(?:scripts|src/graft|configs|tests|paper)/[\w./-]+\.(?:py|sh|yaml|tex)", text):
+            assert (ROOT / name).exists(), f"{document}: {name}"

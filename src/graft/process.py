@@ -15,6 +15,7 @@ from typing import Any
 
 import filelock
 import torch
+from accelerate import Accelerator
 
 from graft.checkpoint import write_text
 from graft.errors import Locked
@@ -51,6 +52,15 @@ def provenance() -> dict[str, Any]:
             "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
 
 
+def accelerator(**options: Any) -> Accelerator:
+    """The Accelerator of this process.
+
+    `mixed_precision` is off: precision is the experiment's, `Run.autocast` applies it. Without a GPU `cpu` must be
+    said, or accelerate lets every launched process train alone.
+    """
+    return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), **options)
+
+
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the launcher dies (Linux).
 
@@ -64,8 +74,9 @@ def die_with_parent() -> None:
 class StopSignal:
     """Notes SIGTERM, SIGINT and SIGUSR1; the loop looks at `number` at the step's edge.
 
-    The handler only sets a flag, because saving inside one can deadlock. A second SIGTERM or SIGINT ends the
-    process at once: checkpoints are renamed into place, so even that loses no earlier one.
+    The handler only sets a flag, because saving inside one can deadlock. A second SIGINT, a person pressing
+    Ctrl-C again, ends the process at once: checkpoints are renamed into place, so even that loses no earlier
+    one. A second SIGTERM does not: launchers and schedulers send it more than once while the save goes on.
     """
 
     def __init__(self) -> None:
@@ -79,7 +90,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.number and number != signal.SIGUSR1 and number == self.number:
+        if self.number == number == signal.SIGINT:
             os._exit(128 + number)
         self.number = self.number or number
 

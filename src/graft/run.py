@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from graft.journal import Journal
 from graft.optim import Average, build_optimizer, lr_at, recompute_batchnorm
 from graft.options import Config
 from graft.outputs import Batch
-from graft.process import StopSignal, code_sha, die_with_parent, lock, provenance, write_status
+from graft.process import StopSignal, accelerator, code_sha, die_with_parent, lock, provenance, write_status
 from graft.resume import find, refuse_other_run
 from graft.schema import to_steps
 from graft.scoring import score, summary
@@ -37,14 +37,33 @@ from graft.tasks._task import Task
 BATCHNORM_BATCHES = 50
 
 
+class Learner(nn.Module):
+    """Student and objective as one module, so that what DDP wraps returns the loss.
+
+    DDP finds the parameters that a step does not use by walking back from what the module returns. A student
+    alone returns outputs that a loss may leave aside (a distillation head without `kd`), and DDP would wait
+    for their gradients forever.
+    """
+
+    def __init__(self, student: nn.Module, objective: nn.Module, autocast: Callable):
+        super().__init__()
+        self.student, self.objective, self.autocast = student, objective, autocast
+
+    def forward(self, images: Tensor, features: Sequence[str], *rest, **options) -> tuple[Tensor, dict[str, Tensor]]:
+        """`objective(student(images, features), *rest, **options)`: the loss, 0-d, and its terms, detached."""
+        with self.autocast():
+            out = self.student(images, features=features)
+        return self.objective(out, *rest, **options)
+
+
 class Run:
     """A run from its configuration to its last checkpoint; use as a context manager.
 
         with Run(cfg) as run:
             run.start(task, student, objective)
             for batch in run.loop():
-                ...
-                run.step(total, values)
+                loss, values = run.learner(...)
+                run.step(loss, values)
     """
 
     def __init__(self, config: Config):
@@ -53,7 +72,7 @@ class Run:
         self.dir = config.run_dir
         precision_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # Precision belongs to the experiment, so the config decides; autocast() applies it.
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[
+        self.accelerator = accelerator(kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)])
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -151,12 +170,8 @@ class Run:
         self.averaged_module = self.average.model if self.average else average and average.to(self.device)
         self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.student = self.accelerator.prepare_model(self.module)
-        self.objective = self.accelerator.prepare_model(self.objective_module)
-        self._parallel = [m for m in (self.student, self.objective)
-                          if isinstance(m, nn.parallel.DistributedDataParallel)]
-        if train.compile != "none":
-            self.student = torch.compile(self.student, mode=train.compile)
+        compiled = self.module if train.compile == "none" else torch.compile(self.module, mode=train.compile)
+        self.learner = self.accelerator.prepare_model(Learner(compiled, self.objective_module, self.autocast))
         self.selection = Selection(train, config.optim)
         self.failed_saves = 0
         self._pending: list[tuple] = []
@@ -242,8 +257,7 @@ class Run:
             for number, (images, labels) in enumerate(self.split.batches(micros)):
                 micro = number % self.train.accumulate
                 self._last_micro = micro == self.train.accumulate - 1
-                for module in self._parallel:
-                    module.require_backward_grad_sync = self._last_micro
+                self.learner.require_backward_grad_sync = self._last_micro  # DDP reduces at the window's end only
                 # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
                 torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.rank))
                 self._stepped = False
@@ -291,23 +305,28 @@ class Run:
         for name, value in values.items():
             entry = self._logged.setdefault(name, [0.0, 0])
             entry[:] = entry[0] + value, entry[1] + 1
-        fused = self.device.type == "cuda" and self.config.optim.name != "rmsprop"
-        if fused:
-            # The kernel skips the update by itself where found_inf is 1, so the host reads the flags of this
-            # step while the device works on the next one.
-            self.optimizer.found_inf = flags[0:1]
-            host = torch.empty(2, pin_memory=True)
-            host.copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending.append((self.step_done, host, event, values))
-            self._settle(leave=1)
+        self._pending.append((self.step_done, *self._to_host(flags), values))
+        if self.config.optim.name == "rmsprop":
+            self._settle()  # it has no fused kernel, so the host has to look first
         else:
-            self._pending.append((self.step_done, flags, None, values))
-            self._settle()
+            # A fused kernel skips the update by itself where found_inf is 1. So on a GPU the host reads the flags of
+            # this step while the device works on the next one.
+            self.optimizer.found_inf = flags[0]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._settle(leave=1 if self.device.type == "cuda" else 0)
         self.step_done += 1
+
+    @staticmethod
+    def _to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The flags in host memory once the event has happened (None: already)."""
+        if flags.device.type != "cuda":
+            return flags, None
+        host = torch.empty(flags.shape, pin_memory=True)
+        host.copy_(flags, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return host, event
 
     def _settle(self, leave: int = 0) -> None:
         """Read the flags of all but the last `leave` steps and act on them."""

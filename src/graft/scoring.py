@@ -13,11 +13,12 @@ from graft.errors import UserError
 
 @torch.no_grad()
 def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: int = 0, world: int = 1,
-          autocast=contextlib.nullcontext) -> dict[str, np.ndarray]:
+          autocast=contextlib.nullcontext, log_probs: bool = False) -> dict[str, np.ndarray]:
     """One row an example of `split`, in order, the same on every rank and for any number of ranks.
 
     Columns, each `(N,)`: `index`, `label`, `prediction`, `confidence` (the largest softmax probability),
-    `nll` (nats, of the label), `label_rank` (0 if the label has the highest logit; ties count against it).
+    `nll` (nats, of the label), `label_rank` (0 if the label has the highest logit; ties count against it);
+    with `log_probs` also that, `(N, K)` in float64.
     Every example is scored exactly once. Raises UserError if a logit is not finite.
     """
     was_training = model.training
@@ -27,12 +28,12 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
     for images, labels in split.batches(list(mine)):
         with autocast():
             logits = model(to_float(images)).logits
-        log_probs = logits.double().log_softmax(-1)
-        own = log_probs.gather(1, labels[:, None])
-        above = (log_probs >= own).sum(1) - 1
-        columns.append([labels, log_probs.argmax(1), log_probs.amax(1).exp(), -own[:, 0], above])
+        log_p = logits.double().log_softmax(-1)
+        own = log_p.gather(1, labels[:, None])
+        above = (log_p >= own).sum(1) - 1
+        columns.append([labels, log_p.argmax(1), log_p.amax(1).exp(), -own[:, 0], above, *[log_p] * log_probs])
     model.train(was_training)
-    names = ("label", "prediction", "confidence", "nll", "label_rank")
+    names = ("label", "prediction", "confidence", "nll", "label_rank", *["log_probs"] * log_probs)
     rows = {name: torch.cat([c[i] for c in columns]).cpu().numpy() if columns else np.empty(0)
             for i, name in enumerate(names)}
     rows["index"] = torch.cat(mine).numpy()

@@ -31,11 +31,9 @@ def main(cfg: Config) -> None:
 
         for batch in run.loop():
             view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
-            with run.autocast():
-                out = run.student(view.images)
-            loss, values = run.objective(out, None, view.targets, None,
-                                         objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
-                                         window=batch.window, micro_share=batch.micro_share)
+            loss, values = run.learner(view.images, (), None, view.targets, None,
+                                       objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+                                       window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)
         run.finish()
 

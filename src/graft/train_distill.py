@@ -38,10 +38,9 @@ def main(cfg: Config) -> None:
             view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
             with run.autocast():
                 seen = teacher(view.images, features=objective.teacher_features) if teacher else None
-                out = run.student(view.images, features=objective.student_features)
-            loss, values = run.objective(out, seen, view.targets, None,
-                                         objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
-                                         window=batch.window, micro_share=batch.micro_share)
+            loss, values = run.learner(view.images, objective.student_features, seen, view.targets, None,
+                                       objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+                                       window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)
         run.finish()
 

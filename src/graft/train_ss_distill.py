@@ -41,11 +41,9 @@ def main(cfg: Config) -> None:
             view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes,
                            geometry=look is not None and look.moves)
             seen, visible = look(batch, view) if look else (None, None)
-            with run.autocast():
-                out = run.student(view.images, features=objective.student_features)
-            loss, values = run.objective(out, seen, view.targets, visible,
-                                         objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
-                                         window=batch.window, micro_share=batch.micro_share)
+            loss, values = run.learner(view.images, objective.student_features, seen, view.targets, visible,
+                                       objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+                                       window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)
         run.finish()
 

@@ -27,7 +27,10 @@ from graft.augment import Augment, to_float
 from graft.errors import exit_cleanly
 from graft.losses._dino import DinoHead, dino_loss
 from graft.options import Config, Part, Ssl
+from graft.outputs import Outputs
 from graft.run import Run
+
+CLS = ("cls.final",)
 
 
 class Dino(nn.Module):
@@ -40,8 +43,9 @@ class Dino(nn.Module):
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center", torch.zeros(ssl.prototypes))
 
-    def forward(self, student_VBD: Tensor, teacher_GBD: Tensor, window: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of V student views against G teacher views; then the centre takes in the teacher's mean output."""
+    def forward(self, student: Outputs, teacher_GBD: Tensor, window: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the student's views against the teacher's G; then the centre takes in the teacher's mean output."""
+        student_VBD = student.features[CLS[0]][:, 0].unflatten(0, (-1, teacher_GBD.shape[1]))
         with torch.no_grad():
             target = self.teacher_head(teacher_GBD)
         per_image = dino_loss(self.head(student_VBD), target, self.center, self.ssl.student_temp, self.ssl.teacher_temp)
@@ -72,7 +76,7 @@ def knn_accuracy(module: nn.Module, task, k: int, batch_size: int, temperature: 
     arXiv:1805.01978).
     """
     def embed(split) -> tuple[Tensor, Tensor]:
-        rows = [(module(to_float(images), features=("cls.final",)).features["cls.final"][:, 0], labels)
+        rows = [(module(to_float(images), features=CLS).features[CLS[0]][:, 0], labels)
                 for images, labels in split.batches(list(torch.arange(len(split)).split(batch_size)))]
         return nn.functional.normalize(torch.cat([x for x, _ in rows]).float(), dim=1), torch.cat([y for _, y in rows])
 
@@ -93,7 +97,7 @@ def main(cfg: Config) -> None:
         task = parts.build("tasks", cfg.task)
         student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
         teacher = copy.deepcopy(student).eval().requires_grad_(False)
-        dino = run.seeded("head", lambda: Dino(student.feature_dim("cls.final"), ssl))
+        dino = run.seeded("head", lambda: Dino(student.feature_dim(CLS[0]), ssl))
         crops = [Augment((Part("resized_crop", {"scale": scale, "ratio": [0.75, 1.3333]}), *cfg.augment),
                          keyed.key(cfg.seed, "view", number))
                  for number, scale in enumerate([ssl.global_scale] * 2 + [ssl.local_scale] * ssl.local_crops)]
@@ -106,12 +110,9 @@ def main(cfg: Config) -> None:
             follow([teacher, dino.teacher_head], [run.module, dino.head], ssl.momentum + (1 - ssl.momentum) * rise)
             views = [crop(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes).images
                      for crop in crops]
-            with run.autocast():
-                with torch.no_grad():
-                    target = teacher(torch.cat(views[:2]), features=("cls.final",)).features["cls.final"]
-                out = run.student(torch.cat(views), features=("cls.final",)).features["cls.final"]
-                loss, values = run.objective(out.unflatten(0, (len(views), -1))[:, :, 0],
-                                             target.unflatten(0, (2, -1))[:, :, 0], batch.window)
+            with torch.no_grad(), run.autocast():
+                seen = teacher(torch.cat(views[:2]), features=CLS).features[CLS[0]].unflatten(0, (2, -1))
+            loss, values = run.learner(torch.cat(views), CLS, seen[:, :, 0], batch.window)
             run.step(loss, values)
         run.finish()
 

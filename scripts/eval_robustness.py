@@ -1,0 +1,163 @@
+"""Score finished runs beyond top-1, under corruptions and with test-time augmentation, and write robustness.json.
+
+    python scripts/eval_robustness.py --base_dir experiments/demo --conditions baseline distill \\
+        --output experiments/demo/robustness.json
+
+For every `<base_dir>/<condition>/seed<k>`, at its final step: all metrics of graft.probes.classification on the
+clean split (calibration, per class, confusion, ROC), the same in short under five corruptions at five severities and
+with averaged views, and the agreement with the run's own teacher. It is what the reliability, confusion and ROC
+figures read. Runs of self-supervised training have no classifier and are refused.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from eval_checkpoints import runs_of
+from graft import checkpoint, config, parts, results, stats
+from graft.errors import UserError, exit_cleanly
+from graft.options import Config
+from graft.probes import classification
+from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
+from graft.process import code_sha
+from graft.scoring import score
+from graft.tasks._task import Split, Task
+
+SUMMARISED = ("accuracy", "nll", "brier", "ece")
+
+
+class Corrupted:
+    """A split behind a corruption."""
+
+    def __init__(self, split: Split, name: str, severity: int):
+        self.split, self.name, self.severity = split, name, severity
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, (images, labels) in zip(order, self.split.batches(order), strict=True):
+            yield corrupt(images, self.name, self.severity, index), labels
+
+
+def build_student(cfg: Config, task: Task, weights: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """A finished run's student and what its checkpoint says. Raises UserError if it has no classifier."""
+    if cfg.method == "ssl_teacher":
+        raise UserError(f"{cfg.run_dir}: a self-supervised run has no classifier to score")
+    state, info = checkpoint.load_model(cfg.run_dir, weights)
+    student = parts.build("students", cfg.student, task)
+    student.load_state_dict(state)
+    return student.to(device).eval(), info
+
+
+def mirrors(cfg: Config) -> bool:
+    """Whether the run was trained to see an image and its mirror image as the same."""
+    return any(part.name == "flip" and part.args["p"] > 0 for part in cfg.augment)
+
+
+class Evaluator:
+    """Evaluates runs; data sets are built once."""
+
+    def __init__(self, split: str, weights: str):
+        self.split, self.weights = split, weights
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tasks: dict[str, Task] = {}
+
+    def task(self, cfg: Config) -> Task:
+        key = repr(cfg.task)
+        if key not in self.tasks:
+            self.tasks[key] = parts.build("tasks", cfg.task)
+            for split in self.tasks[key].splits.values():
+                split.to(self.device, cfg.train.workers)
+        return self.tasks[key]
+
+    def run(self, run_dir: Path) -> dict[str, Any]:
+        """The entry of one run."""
+        cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
+        task = self.task(cfg)
+        split = task.splits[self.split]
+        student, info = build_student(cfg, task, self.weights, self.device)
+        labels = split.labels.numpy()
+
+        def log_probs(model: nn.Module, split: Any):
+            return score(model, split, self.device, cfg.evaluate.batch_size, log_probs=True)["log_probs"]
+
+        clean = log_probs(student, split)
+        averaged = AveragedViews(student, mirrors(cfg))
+        corruptions = {name: {str(severity): classification.probabilistic(
+            labels, log_probs(student, Corrupted(split, name, severity))) for severity in SEVERITIES}
+            for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
+        levels = [level["accuracy"] for levels in corruptions.values() for level in levels.values()]
+        return {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
+                "split": self.split, "clean": classification.evaluate(labels, clean, task.classes),
+                "tta": {**classification.probabilistic(labels, log_probs(averaged, split)),
+                        "views": 10 if averaged.flip else 5},
+                "teacher": self.teacher(cfg, task, log_probs, clean),
+                "corruptions": corruptions, "corrupted_accuracy": sum(levels) / len(levels)}
+
+    def teacher(self, cfg: Config, task: Task, log_probs: Any, clean: Any) -> dict[str, float] | None:
+        """Agreement with the run's own teacher; None without one that classifies."""
+        if cfg.teacher.name == "none":
+            return None
+        try:
+            teacher = parts.build("teachers", cfg.teacher, task).to(self.device)
+        except UserError as error:
+            tqdm.write(f"note: {cfg.run_dir}: no agreement with the teacher: {error}")
+            return None
+        if not teacher.num_classes:
+            return None
+        return classification.agreement(clean, log_probs(teacher, task.splits[self.split]))
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and 95% interval over seeds of the main numbers."""
+    found = {name: [run["clean"][name] for run in runs] for name in SUMMARISED}
+    found |= {f"tta_{name}": [run["tta"][name] for run in runs] for name in SUMMARISED}
+    found |= {"macro_f1": [run["clean"]["macro"]["f1"] for run in runs],
+              "corrupted_accuracy": [run["corrupted_accuracy"] for run in runs]}
+    return {name: stats.seed_summary(values) for name, values in found.items()}
+
+
+def main() -> None:
+    """Evaluate, summarise, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
+    parser.add_argument("--conditions", nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="robustness.json")
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
+                        help="auto: the averaged weights where a run has them")
+    parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    options = parser.parse_args()
+    evaluator, conditions = Evaluator(options.split, options.weights), {}
+    for name in options.conditions:
+        try:
+            runs = [evaluator.run(run_dir) for run_dir in runs_of(options.base_dir, name)]
+            conditions[name] = {"runs": runs, "summary": summary(runs)}
+        except UserError as error:
+            if not options.allow_missing:
+                raise
+            tqdm.write(f"left out {name}: {error}")
+    if not conditions:
+        raise UserError(f"{options.base_dir}: no condition could be evaluated")
+    task = next(iter(evaluator.tasks.values()))
+    results.write_json(options.output, {
+        "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
+        "data": {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes},
+        "conditions": conditions})
+    print("| condition | accuracy % | with TTA % | corrupted % | NLL | ECE |\n|---|---|---|---|---|---|")
+    for name, condition in conditions.items():
+        mean = {key: value["mean"] for key, value in condition["summary"].items()}
+        print(f"| {name} | {100 * mean['accuracy']:.2f} | {100 * mean['tta_accuracy']:.2f} | "
+              f"{100 * mean['corrupted_accuracy']:.2f} | {mean['nll']:.3f} | {mean['ece']:.3f} |")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

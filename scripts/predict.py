@@ -1,0 +1,152 @@
+"""Classify images with a finished run: single files and folders, with confidence, top 5 and an explanation.
+
+    python scripts/predict.py photo.png folder/ --run experiments/cifar10/baseline/seed0 [--tta] [--explain]
+
+Each image is made what the run was trained on: its channels, the largest centred square at its size. A table goes
+to the terminal, one JSON object an image to OUT/predictions.jsonl; `--explain` adds OUT/<name>.png with the Grad-CAM
+of the predicted class (graft.probes.saliency says which layer) and feature maps. Colours are never inverted unless
+`--invert` says so.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from eval_robustness import build_student, mirrors
+from graft import config, figures, parts
+from graft.augment import to_float
+from graft.errors import UserError, exit_cleanly
+from graft.probes.corruptions import AveragedViews
+from graft.probes.saliency import feature_maps, grad_cam
+from graft.tasks._images import open_image
+from graft.tasks._task import Task
+from graft.tasks.imagefolder import SUFFIXES
+
+BATCH = 256
+
+
+def newest_run(root: Path = Path("experiments")) -> Path:
+    """The classifier under `root` that was finished last. Raises UserError if there is none."""
+    finished = []
+    for status in root.glob("*/*/seed*/status.json"):
+        state = json.loads(status.read_text())
+        if state["state"] == "done" and config.load([status.parent / "config.yaml"]).method != "ssl_teacher":
+            finished.append((state["time"], status.parent))
+    if not finished:
+        raise UserError(f"--run: no finished run under {root}/; name a run's folder")
+    return max(finished)[1]
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The files given and those in the folders given, sorted. Raises UserError for a path without an image."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if path.is_dir() and not inside:
+            raise UserError(f"{path}: no images ({', '.join(sorted(SUFFIXES))})")
+        found += inside if path.is_dir() else [path]
+    return list(dict.fromkeys(found))
+
+
+def read_image(path: Path, task: Task, invert: bool) -> Tensor:
+    """An image file as the task's images are: uint8 (C, H, W)."""
+    image, _ = open_image(path, "L" if task.channels == 1 else "RGB", str(path))
+    image = ImageOps.fit(ImageOps.exif_transpose(image), (task.size, task.size), Image.Resampling.BICUBIC)
+    pixels = np.array(image).reshape(task.size, task.size, task.channels).transpose(2, 0, 1)
+    return torch.from_numpy(255 - pixels if invert else pixels.copy())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    """Class, confidence and the five likeliest classes of images uint8 (N, C, H, W)."""
+    rows = []
+    for batch in images.split(BATCH):
+        probabilities = model(to_float(batch)).logits.double().softmax(-1)
+        for values, places in zip(*probabilities.topk(min(5, len(classes))), strict=True):
+            top = [{"class": classes[k], "confidence": p}
+                   for p, k in zip(values.tolist(), places.tolist(), strict=True)]
+            rows.append({**top[0], "top": top})
+    return rows
+
+
+def explanation(model: nn.Module, image: Tensor, row: dict[str, Any], classes: list[str]) -> Figure:
+    """Image, Grad-CAM of the predicted class over it, and below a row of feature maps a layer."""
+    pixels = to_float(image[None])
+    cam = grad_cam(model, pixels, torch.tensor([classes.index(row["class"])], device=image.device))[0].cpu()
+    maps = {name: values[0].cpu() for name, values in feature_maps(model, pixels).items()}
+    shown = image.permute(1, 2, 0).cpu().numpy()
+    shown = shown.repeat(3, 2) if shown.shape[2] == 1 else shown
+    width = max(len(values) for values in maps.values())
+    figure = Figure(figsize=(figures.PAGE, 2.6 + 0.85 * len(maps)))
+    grid = figure.add_gridspec(1 + len(maps), width, height_ratios=[2.4] + [1] * len(maps))
+    left, right = (figure.add_subplot(grid[0, half]) for half in (slice(0, width // 2), slice(width // 2, None)))
+    left.set_title(row["file"][-60:])
+    left.imshow(shown)
+    right.set_title(f"Grad-CAM: {row['class']}, {100 * row['confidence']:.1f}%")
+    right.imshow(shown)
+    right.imshow(cam, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+    for i, (name, values) in enumerate(maps.items(), 1):
+        for k, value in enumerate(values):
+            axis = figure.add_subplot(grid[i, k])
+            axis.imshow(value, cmap="viridis")
+            if k == 0:
+                axis.set_title(name, loc="left")
+    for axis in figure.axes:
+        axis.set_axis_off()
+    return figure
+
+
+def main() -> None:
+    """Read, classify, print, explain."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--run", type=Path, help="a run's folder; default: the newest under experiments/")
+    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
+                        help="auto: the averaged weights if the run has them")
+    parser.add_argument("--tta", action="store_true", help="average the probabilities of shifted (and mirrored) views")
+    parser.add_argument("--explain", action="store_true", help="write Grad-CAM and feature maps")
+    parser.add_argument("--invert", action="store_true", help="light and dark exchanged: ink on paper for MNIST")
+    parser.add_argument("--out", type=Path, default=Path("outputs/predict"))
+    options = parser.parse_args()
+    files = find_images(options.images)
+    run_dir = options.run or newest_run()
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir}: is no run's folder; it has no config.yaml")
+    cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
+    task = parts.build("tasks", cfg.task)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student, info = build_student(cfg, task, options.weights, device)
+    images = torch.stack([read_image(file, task, options.invert) for file in files]).to(device)
+    if task.channels == 1 and abs(float(to_float(images).mean()) - task.mean[0]) > 2 * task.std[0]:
+        print(f"note: mean brightness {float(to_float(images).mean()):.2f}, the run was trained on {task.mean[0]:.2f}; "
+              f"{'without' if options.invert else 'with'} --invert it would be the other way round")
+    model = AveragedViews(student, mirrors(cfg)) if options.tta else student
+    rows = [{"file": str(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    about = {"run": str(run_dir), "step": info["step"], "tta": options.tta}
+    if options.explain:
+        for i, row in enumerate(rows):
+            row["explanation"] = str(options.out / f"{i:04d}-{files[i].stem}.png")
+            with figures.style():
+                explanation(student, images[i], row, task.classes).savefig(row["explanation"])
+    (options.out / "predictions.jsonl").write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows))
+    print(f"{run_dir}, step {info['step']}, {info['weights']} weights{', averaged views' if options.tta else ''}")
+    width = max(len(row["file"]) for row in rows)
+    for row in rows:
+        others = ", ".join(f"{other['class']} {100 * other['confidence']:.1f}%" for other in row["top"][1:])
+        print(f"{row['file']:<{width}}  {row['class']:<12} {100 * row['confidence']:5.1f}%   then {others}")
+    print(f"wrote {options.out}/predictions.jsonl{' and a PNG an image' if options.explain else ''}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
