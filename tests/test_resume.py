@@ -261,9 +261,12 @@ def test_a_running_job_keeps_others_out(tmp_path):
     (["resume=never"], "has checkpoints and --resume never"),
 ])
 def test_another_run_may_not_continue_here(tmp_path, change, says):
-    run_main(tiny(tmp_path / "x"))
+    cfg = tiny(tmp_path / "x")
+    run_main(cfg)
+    before = (cfg.run_dir / "status.json").read_text()
     with pytest.raises(UserError, match=says):
         run_main(tiny(tmp_path / "x", *change))
+    assert (cfg.run_dir / "status.json").read_text() == before, "a mistaken command must not undo a finished run"
 
 
 def test_must_resume(tmp_path):

@@ -98,6 +98,8 @@ class Run:
             if self.main:
                 self.dir.mkdir(parents=True, exist_ok=True)
                 self.lock = lock(self.dir)
+                status = self.dir / "status.json"
+                self.status_before = status.read_text() if status.exists() else None
                 write_status(self.dir, "running", 0)
             self.accelerator.wait_for_everyone()
         return self
@@ -106,6 +108,9 @@ class Run:
         if not self.config.dry_run and (self.main and self.lock):
             if error is None:
                 write_status(self.dir, "done" if self.finished else "running", self.step_done, 0)
+            elif self.journal is None and self.status_before:
+                # Refused before it began, by another configuration, say: what was there stays as it was.
+                checkpoint.write_text(self.dir / "status.json", self.status_before)
             else:
                 code = getattr(error, "exit_code", 1)
                 state = "preempted" if isinstance(error, Preempted) else "failed"
@@ -230,11 +235,6 @@ class Run:
 
     # ----------------------------------------------------------------------------------------- loop
 
-    @property
-    def epoch(self) -> int:
-        """Epoch of the step at hand, from 0."""
-        return self.step_done // self.steps_per_epoch
-
     def loop(self) -> Iterator[Batch]:
         """This process's micro-batches from where the run stands to its end.
 
@@ -243,11 +243,14 @@ class Run:
         """
         if self.config.dry_run:
             return
-        bar = tqdm(total=self.total_steps, initial=self.step_done, desc=self.dir.parent.name, unit="step",
-                   mininterval=2.0, disable=None if self.main else True)
-        self.bar, self._clock = bar, (time.perf_counter(), self.step_done)
+        self._clock = (time.perf_counter(), self.step_done)
         self.module.train()
         self.objective_module.train()
+        with tqdm(total=self.total_steps, initial=self.step_done, desc=self.dir.parent.name, unit="step",
+                  mininterval=2.0, disable=None if self.main else True) as self.bar:
+            yield from self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
         while self.step_done < self.total_steps and not self.selection.stopped:
             epoch, first = divmod(self.step_done, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
@@ -266,7 +269,6 @@ class Run:
                 assert self._stepped, "run.step() was not called for this micro-batch"
                 if self.selection.stopped:
                     break
-        bar.close()
 
     def _starts(self, step: int) -> list[int]:
         base = step * self.train.batch_size + self.rank * self.micro_size * self.train.accumulate
@@ -398,6 +400,10 @@ class Run:
                 recompute_batchnorm(self.averaged_module, self._training_views())
             results["val_average"] = self.evaluate(self.averaged_module)
         self.module.train()
+        if self.world > 1:  # a kNN score may differ in its last digit between GPUs; decisions must not
+            shared = [results]
+            dist.broadcast_object_list(shared)
+            results = shared[0]
         self.selection.take(results.get("val_average", results["val"]), self.step_done)
         if self.main:
             self.journal.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
@@ -411,7 +417,7 @@ class Run:
         batches = list(order.split(self.train.batch_size))[:BATCHNORM_BATCHES]
         augment = Augment(self.config.augment, self.config.seed)
         for index, (images, labels) in zip(batches, self.split.batches(batches)):
-            if len(index) % 2 == 0:
+            if len(index) % 2 == 0:  # MixUp and CutMix pair images; only the last batch can be odd
                 yield augment(images, labels, index, 0, num_classes=self.task.num_classes).images
 
     def _save(self, final: bool) -> None:
