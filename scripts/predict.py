@@ -81,8 +81,8 @@ def predict(model: nn.Module, images: Tensor, classes: list[str]) -> list[dict[s
 def explanation(model: nn.Module, image: Tensor, row: dict[str, Any], classes: list[str]) -> Figure:
     """Image, Grad-CAM of the predicted class over it, and below a row of feature maps a layer."""
     pixels = to_float(image[None])
-    cam = grad_cam(model, pixels, torch.tensor([classes.index(row["class"])], device=image.device))[0].cpu()
-    maps = {name: values[0].cpu() for name, values in feature_maps(model, pixels).items()}
+    cam = grad_cam(model, pixels, torch.tensor([classes.index(row["class"])], device=image.device))[0].cpu().numpy()
+    maps = {name: values[0].cpu().numpy() for name, values in feature_maps(model, pixels).items()}
     shown = image.permute(1, 2, 0).cpu().numpy()
     shown = shown.repeat(3, 2) if shown.shape[2] == 1 else shown
     width = max(len(values) for values in maps.values())
@@ -127,9 +127,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, info = build_student(cfg, task, options.weights, device)
     images = torch.stack([read_image(file, task, options.invert) for file in files]).to(device)
-    if task.channels == 1 and abs(float(to_float(images).mean()) - task.mean[0]) > 2 * task.std[0]:
-        print(f"note: mean brightness {float(to_float(images).mean()):.2f}, the run was trained on {task.mean[0]:.2f}; "
-              f"{'without' if options.invert else 'with'} --invert it would be the other way round")
+    bright, usual = float(to_float(images).mean()), task.mean[0]
+    if task.channels == 1 and abs(1 - bright - usual) + 0.2 < abs(bright - usual):
+        print(f"note: the images' mean brightness is {bright:.2f}, the run was trained on {usual:.2f}; should light "
+              f"and dark be exchanged ({'without' if options.invert else 'with'} --invert)?")
     model = AveragedViews(student, mirrors(cfg)) if options.tta else student
     rows = [{"file": str(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
     options.out.mkdir(parents=True, exist_ok=True)
