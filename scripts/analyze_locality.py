@@ -179,7 +179,8 @@ def main() -> None:
     if not conditions:
         raise UserError(f"{options.base_dir}: none of the conditions could be analysed")
     check_same_data(runs, conditions)
-    roles = {role: getattr(options, role) for role in ("cnn", "baseline", "ssl") if getattr(options, role) in conditions}
+    named = {"cnn": options.cnn, "baseline": options.baseline, "ssl": options.ssl}
+    roles = {role: name for role, name in named.items() if name in conditions}
     forensics = assemble(runs, conditions, options.base_dir, roles, options.results, options.margin)
     results.write_json(options.output, forensics)
     print(table(forensics))

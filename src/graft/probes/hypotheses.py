@@ -1,0 +1,128 @@
+"""The original study's claims as named hypotheses, each with a verdict and the numbers behind it.
+
+A claim of order, a < b < c, is one leg for each "<", and holds only if both do. A leg's interval is for new seeds;
+with one seed there is none that speaks of a method, and the verdict is `undecided`.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ttest_ind
+
+from graft import results, stats
+
+BY_SIGN = sys.float_info.min  # a claimed difference of some size above 0
+UNDECIDED = "undecided"
+
+Roles = Mapping[str, str]  # role -> condition
+ByExample = Mapping[str, Mapping[int, NDArray]]  # condition -> seed -> (n,)
+
+
+def of_images(a: Mapping[int, NDArray], b: Mapping[int, NDArray]) -> dict[str, Any]:
+    """Difference a - b of values {seed: (n,)} on the same n examples, for new seeds and new examples."""
+    rows = [np.stack([values[seed] for seed in sorted(values)]) for values in (a, b)]
+    full = stats.paired_difference(*rows, paired_seeds=sorted(a) == sorted(b), draws=1000)
+    return {key: full[key] for key in ("difference", "ci95", "p", "detectable", "seeds", "paired_seeds", "scope")}
+
+
+def of_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> dict[str, Any]:
+    """Difference a - b of one value a seed, for new seeds: paired t-interval if the seeds agree, else Welch's."""
+    paired = sorted(a) == sorted(b)
+    found = {"difference": float(np.mean(list(a.values())) - np.mean(list(b.values()))), "ci95": [None, None],
+             "seeds": [len(a), len(b)], "paired_seeds": paired, "scope": "seeds"}
+    if min(len(a), len(b)) < 2:
+        return found | {"scope": "checkpoints"}
+    if paired:
+        return found | {"ci95": stats.seed_summary([a[seed] - b[seed] for seed in a])["ci95"]}
+    low, high = ttest_ind(list(a.values()), list(b.values()), equal_var=False).confidence_interval(0.95)
+    return found | {"ci95": [float(low), float(high)]}
+
+
+def order(name: str, statistic: str, roles: Roles, claim: str, values: Mapping[str, Mapping[int, Any]],
+          compare: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Whether `values`, {condition: {seed: value}}, have the order of a claim such as "cnn < baseline < ssl"."""
+    sign = "<" if "<" in claim else ">"
+    sequence = claim.split(f" {sign} ")
+    missing = [role for role in sequence if not values.get(roles.get(role, ""))]
+    if missing:
+        return _untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
+    legs = []
+    for left, right in itertools.pairwise(sequence):
+        less, more = (left, right) if sign == "<" else (right, left)
+        difference = compare(values[roles[more]], values[roles[less]])
+        legs.append({"claim": f"{left} {sign} {right}", "more": roles[more], "less": roles[less], **difference,
+                     "verdict": _verdict(difference)})
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": _all_of(legs), "legs": legs,
+            "reason": _reason(legs)}
+
+
+def _verdict(difference: dict[str, Any]) -> str:
+    if min(difference["seeds"]) < 2:
+        return UNDECIDED
+    return stats.verdict(BY_SIGN, difference["ci95"])
+
+
+def _all_of(legs: list[dict[str, Any]]) -> str:
+    verdicts = {leg["verdict"] for leg in legs}
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "supported" if verdicts == {"supported"} else UNDECIDED
+
+
+def _reason(legs: list[dict[str, Any]]) -> str:
+    if any(min(leg["seeds"]) < 2 for leg in legs):
+        return "one seed says nothing about new seeds"
+    return "; ".join(f"{leg['claim']}: {leg['more']} - {leg['less']} = {leg['difference']:+.4g}, 95% interval "
+                     f"[{leg['ci95'][0]:+.4g}, {leg['ci95'][1]:+.4g}]" for leg in legs)
+
+
+def _untested(name: str, statistic: str, claim: str, reason: str) -> dict[str, Any]:
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": UNDECIDED, "legs": [], "reason": reason}
+
+
+def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values: ByExample,
+          margin: float) -> dict[str, Any]:
+    """Whether two roles agree up to `margin`: supported if the interval lies within ±margin, contradicted if outside.
+
+    The 95% interval inside the margin is the two one-sided tests of Schuirmann 1987 at 2.5%.
+    """
+    first, second = pair
+    claim = f"{first} = {second} within {margin:g}"
+    missing = [role for role in pair if not values.get(roles.get(role, ""))]
+    if missing:
+        return _untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
+    difference = of_images(values[roles[first]], values[roles[second]])
+    low, high = difference["ci95"]
+    verdict = UNDECIDED
+    if min(difference["seeds"]) > 1 and -margin <= low and high <= margin:
+        verdict = "supported"
+    elif min(difference["seeds"]) > 1 and (low > margin or high < -margin):
+        verdict = "contradicted"
+    legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **difference,
+             "verdict": verdict}]
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": verdict, "legs": legs,
+            "reason": _reason(legs)}
+
+
+def correctness(path: Path, split: str) -> ByExample:
+    """{condition: {seed: correct (n,)}} of a results.json and the rows beside it."""
+    conditions = results.read_results(path)["conditions"]
+    return {name: {run["seed"]: results.example_rows(path.parent / run["examples"])["correct"].to_numpy()
+                   for run in condition["runs"] if run["split"] == split} for name, condition in conditions.items()}
+
+
+def of_the_original(roles: Roles, distance: ByExample, trace: Mapping[str, Mapping[int, float]], correct: ByExample,
+                    margin: float) -> list[dict[str, Any]]:
+    """The original's three claims: local attention, sharper minima, and structure doing as well as logits.
+
+    A leg's `difference` is that of `more` minus `less`, the conditions in those places of the claim.
+    """
+    return [
+        order("locality_curse", "attention_distance", roles, "cnn < baseline < ssl", distance, of_images),
+        order("sharper_minima", "hessian_trace", roles, "cnn > baseline > ssl", trace, of_seeds),
+        equal("structure_equals_logits", "accuracy", roles, ("ssl", "cnn"), correct, margin)]
