@@ -64,8 +64,7 @@ class Bench:
         self.cfg = config.load([BASE], self.common)
         self.task = parts.build("tasks", self.cfg.task)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher_dir = self.short_run("baseline", "student={name: cnn, arch: resnet18}", "train.duration=2st",
-                                          name="resnet18")[1]
+        self.teacher_dir = self.short_run("baseline", "student={name: cnn, arch: resnet18}", name="resnet18")[1]
 
     def short_run(self, method: str, *overrides: str, name: str = "") -> tuple[list[float], Path]:
         """Seconds of each step after the first of a real run, and its folder."""
