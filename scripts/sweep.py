@@ -1,7 +1,7 @@
 """Hydra multirun over conditions and seeds: one `accelerate launch` a job, one after the other.
 
     python scripts/sweep.py --multirun condition=baseline,resnet18 seed=0,1,2
-    python scripts/sweep.py --multirun condition=ssl_cka seed=0 'extra=[objective.cka.weight=0.5]' name=ssl_cka-half
+    python scripts/sweep.py --multirun condition=ssl_cka seed=0 'extra=["objective.cka.weight=0.5"]' name=ssl_cka-half
 
 Conditions are in configs/hydra/sweep.yaml. A job whose run is done is skipped; a failed one fails the sweep, which
 goes on with the others only under `hydra.launcher`s that do. For several GPUs use scripts/cifar10.sh or your queue.

@@ -1,11 +1,11 @@
 """The Hydra sweep: every condition is a command line whose configuration loads."""
 
 import pytest
+from hydra import compose, initialize_config_dir
+
 import sweep
 from graft import config
 from graft.errors import UserError
-from hydra import compose, initialize_config_dir
-
 from small import ROOT
 
 
@@ -16,7 +16,7 @@ def composed(*overrides: str):
 
 def test_every_condition_is_a_run_that_loads():
     for condition in composed().conditions:
-        words = sweep.command(composed(f"condition={condition}", "seed=3", "extra=[optim.lr=0.5]"))
+        words = sweep.command(composed(f"condition={condition}", "seed=3", 'extra=["optim.lr=0.5"]'))
         script = next(word for word in words if word.startswith("src/graft/"))
         files = [word for word in words if word.startswith("configs/") and "/accelerate/" not in word]
         cfg = config.load(files, [words[-1]], seed=int(words[words.index("--seed") + 1]))
@@ -26,7 +26,7 @@ def test_every_condition_is_a_run_that_loads():
 
 
 def test_a_name_keeps_variants_apart():
-    words = sweep.command(composed("condition=ssl_cka", "name=ssl_cka-half", "extra=[objective.cka.weight=0.5]"))
+    words = sweep.command(composed("condition=ssl_cka", "name=ssl_cka-half", 'extra=["objective.cka.weight=0.5"]'))
     assert "experiments/cifar10/ssl_cka-half" in words and words[-1] == "objective.cka.weight=0.5"
 
 
