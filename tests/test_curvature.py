@@ -175,6 +175,8 @@ def test_stop_rule():
     assert not result["converged"] and result["products"] == 40
     with pytest.raises(UserError, match="needs at least 30 products, got 20"):
         curvature.trace(Matrix(matrix), rank=10, max_products=20)
+    with pytest.raises(UserError, match="not finite; the weights are damaged"):
+        curvature.trace(Matrix(matrix * float("nan")), rank=0)
 
 
 def test_analysis_of_a_tiny_network():

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from graft.errors import UserError
 from graft.outputs import grid_of
+from graft.probes._images import evaluating
 from graft.students._backbone import Backbone
 
 
@@ -17,14 +18,9 @@ def grad_cam(model: Backbone, images: Tensor, classes: Tensor) -> Tensor:
     tokens: the block's output reaches the logits through the class token alone. A map without evidence is 0.
     Raises UserError for a transformer whose blocks need more than their tokens.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            activation, logits = (_vit if _is_vit(model) else _cnn)(model, images)
-            gradient, = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), activation)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.enable_grad():
+        activation, logits = (_vit if _is_vit(model) else _cnn)(model, images)
+        gradient, = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), activation)
     activation, gradient = (_places(model, x.detach()) for x in (activation, gradient))
     cam = (activation * gradient.mean((1, 2), keepdim=True)).sum(-1).clamp(min=0)
     cam = F.interpolate(cam[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -75,11 +71,9 @@ def _places(model: Backbone, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def feature_maps(model: Backbone, images: Tensor, layers: int = 4, channels: int = 8) -> dict[str, Tensor]:
     """The most varied channels of evenly spaced layers for images (B, C, H, W): {"patch.i": (B, channels, h, w)}."""
-    was_training = model.training
-    model.eval()
     chosen = torch.linspace(0, model.depth - 1, min(layers, model.depth)).round().long().tolist()
-    features = model(images, [f"patch.{i}" for i in chosen]).features
-    model.train(was_training)
+    with evaluating(model):
+        features = model(images, [f"patch.{i}" for i in chosen]).features
     maps = {}
     for name, tokens in features.items():
         best = tokens.var(1).topk(min(channels, tokens.shape[2])).indices
