@@ -58,6 +58,7 @@ def learnable(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """How long it takes, once."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -84,6 +85,7 @@ def features(count: int) -> list[list[Tensor]]:
 
 
 def gram(x: Tensor) -> Tensor:
+    """x xᵀ without its diagonal."""
     return (x @ x.T).fill_diagonal_(0)
 
 
@@ -96,6 +98,7 @@ def unbiased_hsic(k: Tensor, m: Tensor) -> Tensor:
 
 
 def kept_grams(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """CKA of all pairs; every Gram matrix is made once and kept."""
     grams = [[gram(x) for x in side] for side in (first, second)]
     own = [[unbiased_hsic(k, k) for k in side] for side in grams]
     return torch.stack([torch.stack([unbiased_hsic(k, m) / (a * b).sqrt() for m, b in zip(grams[1], own[1])])
@@ -103,6 +106,7 @@ def kept_grams(first: list[Tensor], second: list[Tensor]) -> Tensor:
 
 
 def pairwise(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """CKA of all pairs by a function of two features."""
     def cka(x: Tensor, y: Tensor) -> Tensor:
         k, m = gram(x), gram(y)
         return unbiased_hsic(k, m) / (unbiased_hsic(k, k) * unbiased_hsic(m, m)).sqrt()
@@ -111,6 +115,7 @@ def pairwise(first: list[Tensor], second: list[Tensor]) -> Tensor:
 
 
 def streamed(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """CKA of all pairs as graft computes it, from batches."""
     names = [f"patch.{i}" for i in range(LAYERS)]
     pairs = (([x[at:at + BATCH] for x in first], [y[at:at + BATCH] for y in second])
              for at in range(0, len(first[0]), BATCH))

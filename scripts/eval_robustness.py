@@ -41,6 +41,7 @@ class Corrupted:
         return len(self.split)
 
     def batches(self, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As the split's own."""
         for index, (images, labels) in zip(order, self.split.batches(order), strict=True):
             yield corrupt(images, self.name, self.severity, index), labels
 
@@ -69,6 +70,7 @@ class Evaluator:
         self.tasks: dict[str, Task] = {}
 
     def task(self, cfg: Config) -> Task:
+        """The run's data set, on the device."""
         key = repr(cfg.task)
         if key not in self.tasks:
             self.tasks[key] = parts.build("tasks", cfg.task)
