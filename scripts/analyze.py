@@ -183,7 +183,7 @@ def main() -> None:
     found, _ = entry(runs, cfg, student, info)
     results.write_json(options.output, {"schema_version": SCHEMA_VERSION, "run": str(options.run),
                                         "code_sha": code_sha(), "data": describe(runs, cfg), **found})
-    for key in ("avg_attention_distance", "avg_relative_distance", "collapsed_heads_ratio", "avg_entropy"):
+    for key in ("avg_attention_distance", "avg_relative_distance", "collapsed_heads_ratio_relative", "avg_entropy"):
         if key in found:
             print(f"{key}: {found[key]:.4f}")
     if "hessian" in found:

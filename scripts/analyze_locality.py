@@ -140,7 +140,7 @@ def table(forensics: dict[str, Any]) -> str:
              "| --- | --- | --- | --- | --- | --- |"]
     for name, (seeds, summary) in rows.items():
         cells = [cell(summary[key]) for key in ("avg_attention_distance", "avg_relative_distance", "avg_entropy",
-                                                "collapsed_heads_ratio")]
+                                                "collapsed_heads_ratio_relative")]
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
     uniform = forensics["references"]["uniform"]
     lines.append(f"| (uniform) | | {uniform['mean_distance']:.3f} | 1 | {uniform['entropy']:.3f} | 0.000 |")
