@@ -31,6 +31,11 @@ _VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable"
 _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
     "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
+_CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
+          "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
+          "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
+_ROBUSTNESS = {"study": str, "data": {"classes": [str]},
+               "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -52,17 +57,26 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """A checked results.json. Raises UserError naming the file and the first key that is not as it should be."""
+    return _read(path, _SHAPE)
+
+
+def read_robustness(path: str | Path) -> dict[str, Any]:
+    """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
+    return _read(path, _ROBUSTNESS)
+
+
+def _read(path: str | Path, shape: dict) -> dict[str, Any]:
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    version = results.get("schema_version") if isinstance(results, dict) else None
+    version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
-    _check(results, _SHAPE, str(path), "")
-    return results
+    _check(content, shape, str(path), "")
+    return content
 
 
 def _check(value: Any, shape: Any, path: str, key: str) -> None:

@@ -1,0 +1,81 @@
+"""Reliability diagrams: how often a prediction made with some confidence is right, and how many are made with it.
+
+    python scripts/gen_reliability_fig.py --results experiments/demo/robustness.json --out assets
+"""
+
+import argparse
+import math
+
+import pandas as pd
+
+from graft import figures, results
+from graft.errors import exit_cleanly
+
+FEW = 10  # predictions below which a bin's accuracy says little: a hollow marker off the line
+
+def bins(runs: list[dict]) -> pd.DataFrame:
+    """One row a bin and run that has predictions in it, then (seed NaN) the bins of all runs together."""
+    rows = pd.DataFrame([{"seed": run["seed"], **row} for run in runs
+                         for row in run["clean"]["reliability"] if row["n"]])
+    share = rows["n"] / rows.groupby("seed")["n"].transform("sum")
+    weighted = rows.assign(confidence=rows["confidence"] * rows["n"], accuracy=rows["accuracy"] * rows["n"])
+    pooled = weighted.groupby(["low", "high"], as_index=False)[["n", "confidence", "accuracy"]].sum()
+    pooled[["confidence", "accuracy"]] = pooled[["confidence", "accuracy"]].div(pooled["n"], axis=0)
+    return pd.concat([rows.assign(share=share), pooled.assign(share=pooled["n"] / pooled["n"].sum())],
+                     ignore_index=True)
+
+
+def draw(table: pd.DataFrame, errors: dict[str, tuple[float, float]]) -> figures.Figure:
+    """One panel a condition, three in a row; `errors`: mean ECE over seeds, and that of calibrated models."""
+    columns = min(3, len(errors))
+    rows = math.ceil(len(errors) / columns)
+    width = figures.PAGE if columns > 1 else figures.COLUMN
+    figure, panels = figures.axes(width, 0.5 + rows * (2.15 if columns > 1 else 2.75), rows, columns)
+    for i, (panel, (condition, (error, calibrated))) in enumerate(zip(panels, errors.items(), strict=False)):
+        own = table[table["condition"] == condition]
+        pooled, seeds = own[own["seed"].isna()], own[own["seed"].notna()]
+        panel.bar(pooled["low"], pooled["share"], pooled["high"] - pooled["low"], align="edge", color="0.88",
+                  edgecolor="white", linewidth=0.4, label="share of predictions")
+        panel.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (4, 2)), label="calibrated")
+        panel.plot(seeds["confidence"], seeds["accuracy"], ".", color="0.45", markersize=3, label="one seed")
+        few = pooled["n"] < FEW
+        panel.plot(pooled["confidence"][~few], pooled["accuracy"][~few], **figures.look(i))
+        panel.plot(pooled["confidence"][few], pooled["accuracy"][few], fillstyle="none",
+                   **figures.look(i) | {"linestyle": ""})
+        panel.plot([], [], color="0.2", marker="o", label="all seeds")
+        panel.plot([], [], color="0.2", marker="o", fillstyle="none", linestyle="", label=f"fewer than {FEW}")
+        panel.set_title(f"{condition}\nECE {100 * error:.1f} %, if calibrated {100 * calibrated:.1f} %")
+        panel.set_xlim(0, 1)
+        panel.set_ylim(0, 1.03)
+        panel.set_aspect("equal")
+    for panel in panels[len(errors):]:
+        panel.remove()
+    for i, panel in enumerate(panels[:len(errors)]):
+        panel.set_xlabel("confidence")
+        if i % columns == 0:
+            panel.set_ylabel("accuracy; share")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5 if columns > 1 else 2)
+    return figure
+
+
+def main() -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--results", required=True, help="a robustness.json")
+    parser.add_argument("--out", required=True, help="folder for reliability.pdf, .png and .csv")
+    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
+    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
+    args = parser.parse_args()
+    conditions = results.read_robustness(args.results)["conditions"]
+    chosen = figures.choose(args.conditions, list(conditions), args.results, args.allow_missing)
+    table = pd.concat([bins(conditions[name]["runs"]).assign(condition=name) for name in chosen])
+    table = table[["condition", "seed", "low", "high", "n", "share", "confidence", "accuracy"]]
+    errors = {name: tuple(sum(run["clean"][key] for run in conditions[name]["runs"]) / len(conditions[name]["runs"])
+                          for key in ("ece", "ece_calibrated")) for name in chosen}
+    with figures.style():
+        paths = figures.save(draw(table, errors), args.out, "reliability", table)
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

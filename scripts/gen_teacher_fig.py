@@ -1,0 +1,101 @@
+"""Teacher strength against student gain: what students gain over the baseline, by the accuracy of their teacher.
+
+    python scripts/gen_teacher_fig.py --results experiments/demo/results.json --out assets
+
+A condition's teacher is the scored run of the same results.json that its configuration names (`teacher.path`), so
+teachers must be among eval_checkpoints.py's --references. Controls with shuffled or random teachers have none.
+"""
+
+import argparse
+import sys
+from pathlib import PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from graft import figures, results
+from graft.errors import UserError, exit_cleanly
+
+
+def teacher_of(condition: dict[str, Any]) -> str:
+    """Name of the condition that trained the teacher; "" without one whose knowledge was passed on."""
+    changed = {key: new for key, _, new in condition.get("differs", ())}
+    if changed.get("teacher.shuffle") is True or changed.get("teacher.random_weights") is True:
+        return ""
+    path = PurePosixPath(str(changed.get("teacher.path", "")))
+    return path.parent.name if path.name.startswith("seed") else path.name
+
+
+def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
+    """One row a condition with a scored teacher: accuracies, gain with its interval, both efficiencies; fractions.
+
+    `ratio` = student / teacher, which the original calls transfer efficiency and which rewards bad teachers;
+    `gap_closed` = (student - baseline) / (teacher - baseline), NaN unless the teacher is better than the baseline.
+    """
+    conditions, baseline = content["conditions"], content.get("baseline", "")
+    if baseline not in conditions:
+        raise UserError("no baseline to compare with; score it with eval_checkpoints.py --baseline")
+    mean = {name: c["summary"][split]["accuracy"]["mean"] for name, c in conditions.items() if split in c["summary"]}
+    rows = []
+    for name, condition in conditions.items():
+        teacher, versus = teacher_of(condition), condition["vs_baseline"].get(split, {}).get("accuracy")
+        if teacher not in mean or versus is None:
+            continue
+        gap = mean[teacher] - mean[baseline]
+        rows.append({"condition": name, "teacher": teacher, "split": split, "seeds": versus["seeds"][0],
+                     "teacher_accuracy": mean[teacher], "baseline_accuracy": mean[baseline],
+                     "gain": versus["difference"], "low": versus["ci95"][0], "high": versus["ci95"][1],
+                     "ratio": mean[name] / mean[teacher],
+                     "gap_closed": versus["difference"] / gap if gap > 0 else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def draw(rows: pd.DataFrame) -> figures.Figure:
+    """Points with 95% intervals; the slanted line is where a student reaches its teacher."""
+    figure, (ax,) = figures.axes(figures.COLUMN, 2.6)
+    for i, row in enumerate(rows.itertuples()):
+        ax.errorbar(100 * row.teacher_accuracy, 100 * row.gain, capsize=2,
+                    yerr=[[100 * (row.gain - row.low)], [100 * (row.high - row.gain)]],
+                    **figures.look(i) | {"linestyle": ""}, label=f"{row.condition} ({row.teacher})")
+    baseline = 100 * rows["baseline_accuracy"].iloc[0]
+    accuracies = 100 * rows["teacher_accuracy"]
+    low, high = min(accuracies.min(), baseline) - 1, max(accuracies.max(), baseline) + 1
+    ax.plot([low, high], [low - baseline, high - baseline], color="0.5", linewidth=0.8, linestyle=(0, (4, 2)),
+            label="as good as the teacher")
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.axvline(baseline, color="0.5", linewidth=0.8, linestyle=":", label="accuracy of the baseline")
+    ax.set_xlim(low, high)
+    ax.set_xlabel(f"{rows['split'].iloc[0]} accuracy of the teacher, %")
+    ax.set_ylabel("student - baseline, points")
+    figure.legend(loc="outside upper center", ncols=1 if rows["condition"].str.len().max() > 12 else 2)
+    return figure
+
+
+def main() -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--results", required=True, help="a results.json")
+    parser.add_argument("--out", required=True, help="folder for teacher.pdf, .png and .csv")
+    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all with a scored teacher)")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
+    args = parser.parse_args()
+    content = results.read_results(args.results)
+    rows = gains(content, args.split)
+    if not args.conditions:  # said aloud, so that no point is taken for all there is
+        known = [] if rows.empty else list(rows["condition"])
+        for name, condition in content["conditions"].items():
+            if teacher_of(condition) and name not in known:
+                print(f"left out {name}: its teacher {teacher_of(condition)} has no accuracy in {args.results}",
+                      file=sys.stderr)
+    where = f"{args.results}: {args.split}: with a scored teacher"
+    chosen = figures.choose(args.conditions, [] if rows.empty else list(rows["condition"]), where, args.allow_missing)
+    rows = rows.set_index("condition", drop=False).loc[chosen].reset_index(drop=True)
+    with figures.style():
+        paths = figures.save(draw(rows), args.out, "teacher", rows)
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
