@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole vision study on scikit-learn's digits: a CNN teacher, a self-supervised teacher, then a ViT trained on
 # labels alone, distilled from the CNN, distilled from the self-supervised tokens, and one negative control, through
-# the real training scripts; then scores, a table with intervals and a figure. Two CPU cores, under eight minutes
-# after installation. Interrupt it at will: running it again goes on where it stopped.
+# the real training scripts; then scores, a table with intervals, the forensics of what was learned with a verdict on
+# each claim, and figures. Two CPU cores, under eight minutes after installation. Interrupt it at will: running it again goes on where it stopped.
 STUDY=demo
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -35,3 +35,11 @@ sequence_status
 "$PYTHON" scripts/eval_checkpoints.py --base_dir "experiments/$STUDY" --output "experiments/$STUDY/results.json" \
     --conditions "${CONDITIONS[@]}" --references cnn_teacher
 "$PYTHON" scripts/gen_accuracy_fig.py --results "experiments/$STUDY/results.json" --out assets
+"$PYTHON" scripts/gen_curves_fig.py --base_dir "experiments/$STUDY" --conditions "${CONDITIONS[@]}" --out assets
+# Curvature (--hessian 64) would take longer than all the training; the rest of the forensics is a minute.
+"$PYTHON" scripts/analyze_locality.py --base_dir "experiments/$STUDY" --conditions baseline distill ss_distill \
+    --cnn distill --ssl ss_distill --results "experiments/$STUDY/results.json" \
+    --output "experiments/$STUDY/forensics.json"
+for figure in locality layer cka; do
+    "$PYTHON" "scripts/gen_${figure}_fig.py" --forensics "experiments/$STUDY/forensics.json" --out assets
+done

@@ -20,6 +20,7 @@ LAYERS = [
     {"command_line", "stats", "process", "journal", "figures"},
     {"augment", "tasks", "losses", "students", "results", "selection"},
     {"teachers", "probes", "scoring", "optim", "resume"},
+    {"pictures"},
     {"objective"},
     {"run"},
     {"train_baseline", "train_distill", "train_ss_distill", "train_ssl_teacher", "train_ablation"},

@@ -218,6 +218,18 @@ def test_bf16_trains(tmp_path, teacher):
     assert losses == [pytest.approx(loss, rel=0.02) for loss, _ in GOLDEN["ss_distill"]]
 
 
+def test_tensorboard_is_a_view_of_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    cfg = tiny(tmp_path / "x", "train.tensorboard=true")
+    rows = run_main(cfg)
+    board = EventAccumulator(str(cfg.run_dir / "tensorboard"))
+    board.Reload()
+    assert [e.value for e in board.Scalars("train/loss")] == pytest.approx([r["train/loss"] for r in rows if "lr" in r])
+    assert board.Scalars("final/accuracy")[0].value == pytest.approx(rows[-1]["val/accuracy"])
+    assert set(board.Tags()["images"]) == {"val/confusion", "val/class_attention"}
+    assert list((cfg.run_dir / "tensorboard").iterdir()) == [next((cfg.run_dir / "tensorboard").glob("events*"))]
+
+
 def test_early_stopping_and_plateau(tmp_path):
     cfg = tiny(tmp_path / "x", "train.duration=30st", "train.eval_every=1st", "train.stop_after=2", "optim.lr=1e-9",
                "optim.min_lr=1e-10", "train.min_delta=10.0", "optim.schedule=plateau", "optim.patience=1")

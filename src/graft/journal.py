@@ -3,6 +3,9 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from graft.checkpoint import write_text
 
@@ -31,6 +34,22 @@ class Journal:
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Tensor | None, step: int) -> None:
+        """Show an image (C, H, W) in [0, 1] on the board, if there is one."""
+        if self.board and image is not None:
+            self.board.add_image(name, image, step)
+
+    def hparams(self, config: dict[str, Any], scores: dict[str, float]) -> None:
+        """Record the configuration with the final scores, in the run's own folder rather than a dated one."""
+        if not self.board:
+            return
+        from torch.utils.tensorboard.summary import hparams
+        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
+        for part in hparams(plain, {f"final/{name}": value for name, value in scores.items()}):
+            self.board.file_writer.add_summary(part)
+        for name, value in scores.items():
+            self.board.add_scalar(f"final/{name}", value)
 
     def close(self) -> None:
         """Flush to disk and close."""

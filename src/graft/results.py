@@ -37,6 +37,16 @@ _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": 
 _ROBUSTNESS = {"study": str, "data": {"classes": [str]},
                "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
 
+_OPTIONAL = (int, float, type(None))
+_CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "null": {"max_abs": _OPTIONAL}}
+_SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,
+         "cls_collapse_ratio": _OPTIONAL, "collapsed_heads_ratio_relative": _NUMBER, "cka": {"self": _CKA},
+         "per_layer_stats": {"*": {"mean_distance": [_NUMBER]}}}
+_FORENSICS = {"study": str, "data": {"n": {"*": int}}, "thresholds": {"relative": _NUMBER},
+              "references": {"uniform": {"mean_distance": _NUMBER, "cls_dispersion": _OPTIONAL},
+                             "random_init": {"runs": [_SEEN]}, "teacher_cka": {"*": {"*": _CKA}}},
+              "conditions": {"*": {"runs": [_SEEN]}}}
+
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON with sorted keys in one step: readers see the old file or the whole new one.
@@ -63,6 +73,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def read_robustness(path: str | Path) -> dict[str, Any]:
     """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
     return _read(path, _ROBUSTNESS)
+
+
+def read_forensics(path: str | Path) -> dict[str, Any]:
+    """A checked forensics.json, as scripts/analyze_locality.py writes it; otherwise as `read_results`."""
+    return _read(path, _FORENSICS)
 
 
 def _read(path: str | Path, shape: dict) -> dict[str, Any]:

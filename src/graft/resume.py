@@ -29,7 +29,7 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     Returns a note if only the code differs: that may be a fix, and the next checkpoint records the new commit.
     """
     if info["config_sha256"] != config.sha256:
-        old, new = _flat(info["config"]), _flat(config.identity())
+        old, new = leaves(info["config"]), leaves(config.identity())
         changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         raise UserError(f"{path}: was made with another configuration ({'; '.join(changed[:3])}); "
                         "use another --output_dir")
@@ -44,8 +44,9 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     return ""
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping with dotted keys."""
     if isinstance(value, (dict, list)) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}".lstrip(".")).items()}
+        return {k: v for key, item in items for k, v in leaves(item, f"{path}.{key}".lstrip(".")).items()}
     return {path: value}

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft import checkpoint, keyed
+from graft import checkpoint, keyed, pictures
 from graft.augment import Augment
 from graft.errors import DiskProblem, NonFinite, Preempted, UserError
 from graft.journal import Journal
@@ -28,13 +28,14 @@ from graft.optim import Average, build_optimizer, lr_at, recompute_batchnorm
 from graft.options import Config
 from graft.outputs import Batch
 from graft.process import StopSignal, accelerator, code_sha, die_with_parent, lock, provenance, write_status
-from graft.resume import find, refuse_other_run
+from graft.resume import find, leaves, refuse_other_run
 from graft.schema import to_steps
 from graft.scoring import score, summary
 from graft.selection import Selection
 from graft.tasks._task import Task
 
 BATCHNORM_BATCHES = 50
+PICTURES = 8  # validation images whose attention TensorBoard shows
 
 
 class Learner(nn.Module):
@@ -385,8 +386,13 @@ class Run:
             self.bar.set_postfix_str(f"loss {row['train/loss']:.3f}", refresh=False)
 
     def _classify(self, module: nn.Module) -> dict[str, float]:
-        return summary(score(module, self.task.splits["val"], self.device, self.config.evaluate.batch_size,
-                             self.rank, self.world, self.autocast))
+        rows = score(module, self.task.splits["val"], self.device, self.config.evaluate.batch_size,
+                     self.rank, self.world, self.autocast)
+        if self.main and self.train.tensorboard:
+            (images, _), = self.task.splits["val"].batches([torch.arange(min(PICTURES, len(rows["index"])))])
+            self.journal.picture("val/confusion", pictures.confusion(rows, self.task.num_classes), self.step_done)
+            self.journal.picture("val/class_attention", pictures.class_attention(module, images), self.step_done)
+        return summary(rows)
 
     def _exported_ready(self) -> bool:
         return self.averaged_module is not None and (self.average is None or self.average.ready(self.step_done))
@@ -453,5 +459,7 @@ class Run:
         self.finished = True
         where = f"step {self.step_done}" + (" (stopped early)" if self.selection.stopped else "")
         best = self.selection.best
+        if self.main and best:
+            self.journal.hparams(leaves(self.config.to_dict()), best)
         best = f"; best on validation: accuracy {best['accuracy']:.4f} at step {best['step']}" if best else ""
         self.print(f"{self.dir}: done at {where}{best}")
