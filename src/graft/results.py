@@ -36,7 +36,6 @@ _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": 
           "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
 _ROBUSTNESS = {"study": str, "data": {"classes": [str]},
                "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
-
 _OPTIONAL = (int, float, type(None))
 _CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "null": {"max_abs": _OPTIONAL}}
 _SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,

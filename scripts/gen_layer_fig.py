@@ -1,0 +1,46 @@
+"""Layer progression: mean attention distance of each block's heads, beside uniform attention and untrained students.
+
+    python scripts/gen_layer_fig.py --forensics experiments/demo/forensics.json --out assets
+"""
+
+import argparse
+
+import pandas as pd
+
+from gen_locality_fig import groups, lines, over_seeds
+from graft import figures, results
+from graft.errors import exit_cleanly
+
+
+def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:
+    """One line a condition over its blocks."""
+    figure, (ax,) = figures.axes(figures.COLUMN, 2.9)
+    lines(ax, table, "block", uniform)
+    ax.set_xlabel("block")
+    figure.legend(loc="outside upper center", ncols=2, title="mean and range of seeds", title_fontsize=7)
+    return figure
+
+
+def main() -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--forensics", required=True, help="a forensics.json")
+    parser.add_argument("--out", required=True, help="folder for layer_progression.pdf, .png and .csv")
+    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
+    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
+    args = parser.parse_args()
+    content = results.read_forensics(args.forensics)
+    chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
+    layers = {name: over_seeds([run["layer_distance"] for run in runs])
+              for name, runs in groups(content, chosen, args.forensics).items()}
+    table = pd.concat([found.assign(condition=name, block=range(1, len(found) + 1))
+                       for name, found in layers.items()])
+    uniform = content["references"]["uniform"]["mean_distance"]
+    table = table[["condition", "seeds", "block", "mean", "min", "max"]].assign(uniform=uniform)
+    with figures.style():
+        paths = figures.save(draw(table, uniform), args.out, "layer_progression", table)
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
