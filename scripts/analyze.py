@@ -9,14 +9,14 @@ constant random order of the split. Half a minute on two CPU cores for the demo;
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from graft import checkpoint, config, keyed, parts, results
+from graft import config, keyed, parts, rebuild, results
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
 from graft.probes import _images, attention, similarity
@@ -63,18 +63,14 @@ class Runs:
         if not (run_dir / "config.yaml").is_file():
             raise UserError(f"{run_dir}: has no config.yaml; expected a run's folder, <condition>/seed<k>")
         cfg = config.load([run_dir / "config.yaml"])
-        state, info = checkpoint.load_model(run_dir, self.weights)
-        student = parts.build("students", cfg.student, self.task(cfg))
-        student.load_state_dict(state)
+        student, info = rebuild.student(cfg, run_dir, self.task(cfg), self.weights)
         return cfg, student.to(self.settings.device), info
 
     def untrained(self, cfg: Config) -> nn.Module:
         """The student as the run's seed initialised it (without published weights, if it started from some)."""
-        started = {key: off for key, off in (("pretrained", False), ("checkpoint", "")) if key in cfg.student.args}
-        part = replace(cfg.student, args={**cfg.student.args, **started})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed.key(cfg.seed, "student"))
-            return parts.build("students", part, self.task(cfg)).to(self.settings.device)
+            return rebuild.architecture(cfg.student, self.task(cfg)).to(self.settings.device)
 
     def teacher(self, cfg: Config) -> nn.Module | None:
         """The run's teacher, if it has one."""

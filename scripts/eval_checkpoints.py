@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from graft import checkpoint, config, parts, results
+from graft import config, parts, rebuild, results
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
 from graft.process import accelerator, code_sha
@@ -57,21 +57,18 @@ class Scorer:
         cfg = config.load([run_dir / "config.yaml"])
         if cfg.method == "ssl_teacher":
             raise UserError(f"{run_dir}: a self-supervised run has no classifier to score")
-        state, info = checkpoint.load_model(run_dir, self.weights)
         task = self.task(cfg)
+        student, info = rebuild.student(cfg, run_dir, task, self.weights)
+        student.to(self.accelerator.device)
         wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": cfg.seed,
                   "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                  "data_fingerprint": task.fingerprint, "precision": cfg.train.precision}
-        entries, student = [], None
+                  "data_fingerprint": task.fingerprint, "precision": "fp32"}
+        entries = []
         for split in [name for name in self.splits if len(task.splits[name])]:
             kept = run_dir / "eval" / f"{split}-{info['step']}.json"
             rows_file = kept.with_suffix(".parquet")
             entry = json.loads(kept.read_text()) if kept.exists() and rows_file.exists() else {}
             if any(entry.get(key) != value for key, value in wanted.items()):
-                if student is None:
-                    student = parts.build("students", cfg.student, task)
-                    student.load_state_dict(state)
-                    student.to(self.accelerator.device)
                 rows = score(student, task.splits[split], self.accelerator.device, cfg.evaluate.batch_size,
                              self.accelerator.process_index, self.accelerator.num_processes)
                 entry = {**wanted, "split": split, "n": len(rows["index"]),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eval_checkpoints import runs_of
-from graft import checkpoint, config, parts, results, stats
+from graft import config, parts, rebuild, results, stats
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
 from graft.probes import classification
@@ -50,10 +50,8 @@ def build_student(cfg: Config, task: Task, weights: str, device: torch.device) -
     """A finished run's student and what its checkpoint says. Raises UserError if it has no classifier."""
     if cfg.method == "ssl_teacher":
         raise UserError(f"{cfg.run_dir}: a self-supervised run has no classifier to score")
-    state, info = checkpoint.load_model(cfg.run_dir, weights)
-    student = parts.build("students", cfg.student, task)
-    student.load_state_dict(state)
-    return student.to(device).eval(), info
+    student, info = rebuild.student(cfg, cfg.run_dir, task, weights)
+    return student.to(device), info
 
 
 def mirrors(cfg: Config) -> bool:

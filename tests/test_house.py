@@ -18,7 +18,7 @@ LAYERS = [
     {"options"},
     {"config", "parts", "checkpoint"},
     {"command_line", "stats", "process", "journal", "figures"},
-    {"augment", "tasks", "losses", "students", "results", "selection"},
+    {"augment", "tasks", "losses", "students", "results", "selection", "rebuild"},
     {"teachers", "probes", "scoring", "optim", "resume"},
     {"pictures"},
     {"objective"},

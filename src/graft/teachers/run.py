@@ -1,12 +1,11 @@
 """A finished run of this project as the teacher: supervised or self-supervised, any student architecture."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from torch import Tensor, nn
 
-from graft import checkpoint, config, keyed, parts
+from graft import checkpoint, config, keyed, rebuild
 from graft.errors import UserError
 from graft.options import Part
 from graft.students._weights import mismatch
@@ -25,10 +24,8 @@ def build(task: Task, *,
     """
     folder = run_folder(Path(path))
     trained = config.load([folder / "config.yaml"])
-    # its weights come from the run; what it once started from need not exist any more
-    started = {key: off for key, off in (("pretrained", False), ("checkpoint", "")) if key in trained.student.args}
-    part = replace(trained.student, args={**trained.student.args, **started})
-    teacher = isolated(lambda: parts.build("students", part, task), keyed.key(init_seed, "teacher", part.name))
+    part = trained.student
+    teacher = isolated(lambda: rebuild.architecture(part, task), keyed.key(init_seed, "teacher", part.name))
     ssl = trained.method == "ssl_teacher"
     if not random_weights:
         state, _ = checkpoint.load_model(folder, which=weights)
