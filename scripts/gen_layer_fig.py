@@ -7,17 +7,17 @@ import argparse
 
 import pandas as pd
 
-from gen_locality_fig import groups, lines, over_seeds
+from gen_locality_fig import column, groups, legend, lines, over_seeds
 from graft import figures, results
 from graft.errors import exit_cleanly
 
 
 def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:
     """One line a condition over its blocks."""
-    figure, (ax,) = figures.axes(figures.COLUMN, 2.9)
+    figure, ax = column(table["condition"].nunique() + 1)
     lines(ax, table, "block", uniform)
     ax.set_xlabel("block")
-    figure.legend(loc="outside upper center", ncols=2, title="mean and range of seeds", title_fontsize=7)
+    legend(figure)
     return figure
 
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,18 @@ def lines(ax: Axes, table: pd.DataFrame, x: str, uniform: float) -> None:
         ax.fill_between(own[x], own["min"], own["max"], color=look["color"], alpha=0.15, linewidth=0)
     ax.axhline(uniform, color="black", linewidth=0.8, linestyle=":", label=f"uniform ({uniform:.3f})")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_ylabel("mean attention distance, patches")
+    ax.set_ylabel("attention distance, patches")
+
+
+def column(entries: int) -> tuple[figures.Figure, Axes]:
+    """A figure one column wide with room for a legend of so many entries above."""
+    figure, (ax,) = figures.axes(figures.COLUMN, 2.3 + 0.15 * math.ceil(entries / 2))
+    return figure, ax
+
+
+def legend(figure: figures.Figure) -> None:
+    """Above the axes, two entries in a row."""
+    figure.legend(loc="outside upper center", ncols=2, title="mean and range of seeds", title_fontsize=7)
 
 
 def draw_spectrum(ax: Axes, table: pd.DataFrame, uniform: float, collapsed: float) -> None:
@@ -78,9 +90,9 @@ def main() -> None:
                        for name, runs in groups(content, chosen, args.forensics).items()])
     uniform = content["references"]["uniform"]["mean_distance"]
     with figures.style():
-        figure, (ax,) = figures.axes(figures.COLUMN, 2.9)
+        figure, ax = column(len(chosen) + 2)
         draw_spectrum(ax, table, uniform, content["thresholds"]["relative"])
-        figure.legend(loc="outside upper center", ncols=2, title="mean and range of seeds", title_fontsize=7)
+        legend(figure)
         table = table[["condition", "seeds", "rank", "mean", "min", "max"]].assign(uniform=uniform)
         paths = figures.save(figure, args.out, "locality_spectrum", table)
     print(*paths, sep="\n")
