@@ -1,0 +1,82 @@
+"""Spectral density of the loss's Hessian at the students of each condition, with the largest eigenvalues.
+
+    python scripts/gen_hessian_fig.py --forensics experiments/demo/forensics.json --out assets
+
+Needs a forensics.json that was written with --hessian.
+"""
+
+import argparse
+from typing import Any
+
+import pandas as pd
+
+from graft import figures, results
+from graft.errors import UserError, exit_cleanly
+
+
+def measured(content: dict[str, Any], asked: list[str] | None, where: str, allow_missing: bool) -> list[str]:
+    """The conditions to draw whose every run has a spectrum; one without is missing like one that is not there."""
+    present = [name for name, condition in content["conditions"].items()
+               if all("spectrum" in run.get("hessian", {}) for run in condition["runs"])]
+    return figures.choose(asked or list(content["conditions"]), present, f"{where}: Hessian spectrum", allow_missing)
+
+
+def densities(condition: str, runs: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of kind `density`, then of kind `top`, the largest eigenvalues; `parameters` scales one direction."""
+    parts = []
+    for run in runs:
+        hessian = run["hessian"]
+        curve = pd.DataFrame({"kind": "density", "eigenvalue": hessian["spectrum"]["eigenvalue"],
+                              "density": hessian["spectrum"]["density"]})
+        top = pd.DataFrame({"kind": "top", "eigenvalue": hessian.get("eigenvalues", {}).get("values", [])})
+        parts.append(pd.concat([curve, top]).assign(seed=run["seed"], parameters=hessian["parameters"]))
+    return pd.concat(parts).assign(condition=condition)
+
+
+def draw(table: pd.DataFrame, conditions: list[str], images: int) -> figures.Figure:
+    """One panel a condition on common axes, one line a seed, a tick for each of the largest eigenvalues."""
+    figure, panels = figures.axes(figures.COLUMN, 0.45 + 0.95 * len(conditions), len(conditions), 1, sharex=True,
+                                  sharey=True)
+    span = table["eigenvalue"].max() - table["eigenvalue"].min()
+    floor = 0.1 / (table["parameters"].max() * span)  # a tenth of one direction spread over all: below is rounding
+    for i, (panel, condition) in enumerate(zip(panels, conditions, strict=True)):
+        own = table[table["condition"] == condition]
+        for seed, rows in own.groupby("seed"):
+            curve, top = rows[rows["kind"] == "density"], rows[rows["kind"] == "top"]
+            panel.plot(curve["eigenvalue"], curve["density"], color=f"C{i % 10}", linestyle=figures.LINES[seed % 10],
+                       linewidth=0.8)
+            panel.plot(top["eigenvalue"], [0.03] * len(top), "|", color="black", markersize=4,
+                       transform=panel.get_xaxis_transform())
+        seeds = own["seed"].nunique()
+        panel.text(1, 0.97, f"{condition} ({seeds} seed{'s' * (seeds > 1)})", transform=panel.transAxes, ha="right",
+                   va="top")
+    panels[0].set_yscale("log")
+    panels[0].set_ylim(floor, 5 * table["density"].max())
+    panels[-1].set_xlabel(f"Hessian eigenvalue ({images} images; ticks: largest)")
+    figure.supylabel("spectral density", fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--forensics", required=True, help="a forensics.json, written with --hessian")
+    parser.add_argument("--out", required=True, help="folder for hessian_spectrum.pdf, .png and .csv")
+    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
+    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
+    args = parser.parse_args()
+    content = results.read_forensics(args.forensics)
+    chosen = measured(content, args.conditions, args.forensics, args.allow_missing)
+    runs = {name: content["conditions"][name]["runs"] for name in chosen}
+    table = pd.concat([densities(name, own) for name, own in runs.items()])
+    images = {run["hessian"]["n"] for own in runs.values() for run in own}
+    if len(images) > 1:
+        raise UserError(f"{args.forensics}: hessian.n: expected one number of images, got {sorted(images)}")
+    with figures.style():
+        paths = figures.save(draw(table, chosen, *images), args.out, "hessian_spectrum",
+                             table[["condition", "seed", "kind", "eigenvalue", "density", "parameters"]])
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
