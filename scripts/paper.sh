@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
+#   bash scripts/paper.sh                   experiments/demo
+#   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
+# Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+STUDY=${STUDY:-demo}
+FROM=experiments/$STUDY
+OUT=paper/generated
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+command -v latexmk >/dev/null && command -v pdflatex >/dev/null && kpsewhich booktabs.sty >/dev/null ||
+    fail "LaTeX is missing: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended"
+[[ -f $FROM/results.json ]] || fail "$FROM/results.json: scripts/eval_checkpoints.py writes it"
+[[ -f $FROM/forensics.json ]] || fail "$FROM/forensics.json: scripts/analyze_locality.py writes it"
+
+if [[ -z "${GRAFT_PYTHON:-}" ]]; then bash scripts/setup.sh; fi
+PYTHON=${GRAFT_PYTHON:-$PWD/.venv/bin/python}
+export PYTHONPATH="$PWD/src:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}"
+
+figure() { # NAME SCRIPT ARGS...: draw generated/NAME.pdf
+    local name=$1 script=$2
+    shift 2
+    [[ -f $script ]] || fail "$name.pdf: there is no $script"
+    "$PYTHON" "$script" "$@" --out "$OUT" >/dev/null
+    [[ -f $OUT/$name.pdf ]] || fail "$name.pdf: $script did not write it"
+}
+
+rm -rf "$OUT"  # nothing of another study may stay
+"$PYTHON" scripts/gen_paper_numbers.py --study "$FROM" --out "$OUT"
+"$PYTHON" scripts/write_results.py --results "$FROM/results.json" --out "$OUT" >/dev/null
+figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
+figure locality_spectrum scripts/gen_locality_fig.py --forensics "$FROM/forensics.json"
+figure layer_progression scripts/gen_layer_fig.py --forensics "$FROM/forensics.json"
+figure cka_heatmap scripts/gen_cka_fig.py --forensics "$FROM/forensics.json"
+figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json"
+if grep -q curvaturetrue "$OUT/numbers.tex"; then
+    figure hessian_spectrum scripts/gen_hessian_fig.py --forensics "$FROM/forensics.json"
+fi
+if grep -q teacherstrue "$OUT/numbers.tex"; then
+    figure teacher scripts/gen_teacher_fig.py --results "$FROM/results.json"
+fi
+if grep -q robustnesstrue "$OUT/numbers.tex"; then
+    figure reliability scripts/gen_reliability_fig.py --results "$FROM/robustness.json"
+    figure confusion scripts/gen_confusion_fig.py --results "$FROM/robustness.json"
+    figure roc scripts/gen_roc_fig.py --results "$FROM/robustness.json"
+fi
+
+# A fixed date, so that the same inputs give the same PDF.
+export SOURCE_DATE_EPOCH=0 FORCE_SOURCE_DATE=1
+cd paper
+latexmk -C -silent main.tex >/dev/null 2>&1 || true
+latexmk -pdf -silent -halt-on-error -interaction=nonstopmode main.tex >build.log 2>&1 || {
+    grep -A 3 '^!' main.log >&2 || tail -n 20 build.log >&2
+    fail "paper/main.tex does not compile; all of it in paper/main.log"
+}
+if grep -E 'LaTeX Warning: (Reference|Citation).*undefined' main.log >&2; then
+    fail "paper/main.tex refers to something that is not there"
+fi
+echo "wrote paper/main.pdf"
