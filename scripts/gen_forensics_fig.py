@@ -69,25 +69,27 @@ def strip(ax: Axes, names: list[str], seeds: pd.DataFrame, label: str) -> None:
     ax.set_xlabel(label)
 
 
-def cls_label(found: Runs) -> str:
+def cls_label(found: Runs, uniform: float | None) -> str:
     """Axis label of the class token's dispersion, with the share of heads in which it sees only itself."""
+    beside = "" if uniform is None else f" (uniform {uniform:.4g})"
     worst = max((run["cls_collapse_ratio"] or 0 for runs in found.values() for run in runs), default=0)
     warning = f"\n(sees itself alone in up to {worst:.0%} of heads)" if worst else ""
-    return "class token's dispersion, patches²" + warning
+    return "class token's dispersion, patches²" + beside + warning
 
 
 def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.DataFrame) -> figures.Figure:
     """Two by two; the legend of the spectrum serves all panels."""
     names = list(found)
     uniform, limits = content["references"]["uniform"], content["thresholds"]
-    height = 1.0 + 2 * max(1.7, 0.28 * len(names) + 0.5)
+    height = 1.0 + 2 * max(1.8, 0.28 * len(names) + 0.5)
     figure, (a, b, c, d) = figures.axes(figures.PAGE, height, 2, 2)
     images = content["data"]["n"]
     of = {panel: seeds[seeds["panel"] == panel] for panel in PANELS}
     strip(a, [name for name in names if name != INIT], of["hessian_trace"],
           "Hessian trace" + (f" ({images['hessian']} images)" if "hessian" in images else ""))
     draw_spectrum(b, spectra, uniform["mean_distance"], limits["relative"])
-    strip(c, names, of["cls_dispersion"], cls_label(found))
+    b.yaxis.label.set_size(7)
+    strip(c, names, of["cls_dispersion"], cls_label(found, uniform["cls_dispersion"]))
     if uniform["cls_dispersion"] is not None:
         c.axvline(uniform["cls_dispersion"], color="black", linewidth=0.8, linestyle=":", zorder=0)
     strip(d, names, of["collapsed_heads"], f"heads with distance < {limits['relative']:.2f} patches, %")
