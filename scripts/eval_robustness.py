@@ -150,7 +150,7 @@ def main() -> None:
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
         "data": {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes},
-        "conditions": conditions})
+        "order": list(conditions), "conditions": conditions})
     print("| condition | accuracy % | with TTA % | corrupted % | NLL | ECE |\n|---|---|---|---|---|---|")
     for name, condition in conditions.items():
         mean = {key: value["mean"] for key, value in condition["summary"].items()}

@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     content = results.read_robustness(args.results)
     conditions, classes = content["conditions"], content["data"]["classes"]
-    chosen = figures.choose(args.conditions, list(conditions), args.results, args.allow_missing)
+    chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
     counts = {name: sum(np.array(run["clean"]["confusion"]) for run in conditions[name]["runs"]) for name in chosen}
     table = pd.DataFrame([{"condition": name, "seeds": len(conditions[name]["runs"]), "true": classes[i],
                            "predicted": classes[j], "count": count, "percent": 100 * count / max(matrix[i].sum(), 1)}

@@ -8,7 +8,6 @@ verdicts.tex and robustness.tex.
 """
 
 import argparse
-import json
 import math
 import re
 from pathlib import Path
@@ -65,13 +64,14 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
     data, uniform = content["data"], forensics["references"]["uniform"]
     seeds = sorted({condition["summary"][SPLIT]["accuracy"]["seeds"] for _, condition in _compared(content)})
     seen = forensics["data"]["n"]
+    commit, dirty, _ = content["code_sha"].partition("+dirty")
     values = {
         "Study": escape(content["study"]), "DataSet": escape(data["id"]),
         "Fingerprint": escape(data["fingerprint"][:12]), "Classes": len(data["classes"]),
         "Chance": number(100 / len(data["classes"]), 1), "TrainImages": data["sizes"]["train"],
         "ValImages": data["sizes"]["val"], "TestImages": data["sizes"]["test"], "Baseline": code(content["baseline"]),
         "Seeds": " to ".join(map(str, [seeds[0], seeds[-1]] if len(seeds) > 1 else seeds)),
-        "Commit": code(content["code_sha"].replace("+dirty", "")[:12]),
+        "Commit": code(commit[:12]) + (" with uncommitted changes" if dirty else ""),
         "ForensicsSplit": escape(forensics["data"]["split"]), "AttentionImages": seen["attention"],
         "CkaImages": seen["cka"], "UniformDistance": number(uniform["mean_distance"], 4),
         "UniformEntropy": number(uniform["entropy"], 3),
@@ -168,11 +168,10 @@ def verdict_table(forensics: dict[str, Any]) -> str:
     return tabular(["hypothesis", "statistic", "claim", r"difference, 95\,\% interval", "leg", "verdict"], rows)
 
 
-def robustness_table(robust: dict[str, Any], order: list[str]) -> str:
+def robustness_table(robust: dict[str, Any]) -> str:
     """Means and intervals over seeds, in percent."""
-    names = [name for name in order if name in robust["conditions"]]
     rows = [[code(name), *(interval(robust["conditions"][name]["summary"][key], 1, 100) for key in ROBUSTNESS.values())]
-            for name in names]
+            for name in robust["order"]]
     return tabular(["condition", *ROBUSTNESS], rows)
 
 
@@ -189,18 +188,6 @@ def check_same(content: dict[str, Any], other: dict[str, Any], path: Path) -> No
                                 "make both anew")
 
 
-def read_forensics(path: Path) -> dict[str, Any]:
-    """forensics.json, as scripts/analyze_locality.py writes it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; scripts/analyze_locality.py writes it") from None
-    missing = {"conditions", "references", "thresholds", "hypotheses", "data"} - set(content)
-    if missing:
-        raise UserError(f"{path}: missing {', '.join(sorted(missing))}")
-    return content
-
-
 def main() -> None:
     """Read, check, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -209,7 +196,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     content = results.read_results(args.study / "results.json")
-    forensics = read_forensics(args.study / "forensics.json")
+    forensics = results.read_forensics(args.study / "forensics.json")
     check_same(content, forensics, args.study / "forensics.json")
     robust = None
     if (args.study / "robustness.json").exists():
@@ -225,7 +212,7 @@ def main() -> None:
     if teachers:
         files["efficiency"] = efficiency_table(content)
     if robust:
-        files["robustness"] = robustness_table(robust, content.get("order") or list(content["conditions"]))
+        files["robustness"] = robustness_table(robust)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (args.out / f"{name}.tex").write_text(text, encoding="utf-8")

@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
     parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
     args = parser.parse_args()
-    conditions = results.read_robustness(args.results)["conditions"]
-    chosen = figures.choose(args.conditions, list(conditions), args.results, args.allow_missing)
+    content = results.read_robustness(args.results)
+    conditions = content["conditions"]
+    chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
     table = pd.concat([bins(conditions[name]["runs"]).assign(condition=name) for name in chosen])
     table = table[["condition", "seed", "low", "high", "n", "share", "confidence", "accuracy"]]
     errors = {name: tuple(sum(run["clean"][key] for run in conditions[name]["runs"]) / len(conditions[name]["runs"])

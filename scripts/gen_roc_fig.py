@@ -72,8 +72,9 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
     parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
     args = parser.parse_args()
-    conditions = results.read_robustness(args.results)["conditions"]
-    chosen = figures.choose(args.conditions, list(conditions), args.results, args.allow_missing)
+    content = results.read_robustness(args.results)
+    conditions = content["conditions"]
+    chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
     runs = {name: conditions[name]["runs"] for name in chosen}
     for name in chosen:
         if any(run["clean"]["macro"]["auc"] is None for run in runs[name]):

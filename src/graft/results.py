@@ -34,14 +34,14 @@ _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str
 _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
           "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
           "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
-_ROBUSTNESS = {"study": str, "data": {"classes": [str]},
+_ROBUSTNESS = {"study": str, "data": {"classes": [str]}, "order": [str],
                "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
 _OPTIONAL = (int, float, type(None))
 _CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "null": {"max_abs": _OPTIONAL}}
 _SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,
          "cls_collapse_ratio": _OPTIONAL, "collapsed_heads_ratio_relative": _NUMBER, "cka": {"self": _CKA},
          "per_layer_stats": {"*": {"mean_distance": [_NUMBER]}}}
-_FORENSICS = {"study": str, "data": {"n": {"*": int}}, "thresholds": {"relative": _NUMBER},
+_FORENSICS = {"study": str, "data": {"n": {"*": int}}, "thresholds": {"relative": _NUMBER, "cls_collapse_warning": _NUMBER},
               "references": {"uniform": {"mean_distance": _NUMBER, "cls_dispersion": _OPTIONAL},
                              "random_init": {"runs": [_SEEN]}, "teacher_cka": {"*": {"*": _CKA}}},
               "conditions": {"*": {"runs": [_SEEN]}}}
