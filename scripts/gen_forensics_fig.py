@@ -19,8 +19,6 @@ from graft import figures, results, stats
 from graft.errors import UserError, exit_cleanly
 
 Runs = dict[str, list[dict[str, Any]]]
-
-
 PANELS: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {
     "hessian_trace": lambda run: {"value": run["hessian"]["trace"]["value"],
                                   "error": run["hessian"]["trace"]["standard_error"]} if "hessian" in run else {},
@@ -69,11 +67,11 @@ def strip(ax: Axes, names: list[str], seeds: pd.DataFrame, label: str) -> None:
     ax.set_xlabel(label)
 
 
-def cls_label(found: Runs, uniform: float | None) -> str:
-    """Axis label of the class token's dispersion, with the share of heads in which it sees only itself."""
+def cls_label(found: Runs, uniform: float | None, limit: float) -> str:
+    """Axis label of the class token's dispersion; it warns if a run's token sees itself alone in too many heads."""
     beside = "" if uniform is None else f" (uniform {uniform:.4g})"
     worst = max((run["cls_collapse_ratio"] or 0 for runs in found.values() for run in runs), default=0)
-    warning = f"\n(sees itself alone in up to {worst:.0%} of heads)" if worst else ""
+    warning = f"\n(sees itself alone in up to {worst:.0%} of heads)" if worst > limit else ""
     return "class token's dispersion, patches²" + beside + warning
 
 
@@ -89,7 +87,7 @@ def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.
           "Hessian trace" + (f" ({images['hessian']} images)" if "hessian" in images else ""))
     draw_spectrum(b, spectra, uniform["mean_distance"], limits["relative"])
     b.yaxis.label.set_size(7)
-    strip(c, names, of["cls_dispersion"], cls_label(found, uniform["cls_dispersion"]))
+    strip(c, names, of["cls_dispersion"], cls_label(found, uniform["cls_dispersion"], limits["cls_collapse_warning"]))
     if uniform["cls_dispersion"] is not None:
         c.axvline(uniform["cls_dispersion"], color="black", linewidth=0.8, linestyle=":", zorder=0)
     strip(d, names, of["collapsed_heads"], f"heads with distance < {limits['relative']:.2f} patches, %")
@@ -102,10 +100,11 @@ def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.
     return figure
 
 
-def complete(seeds: pd.DataFrame, chosen: list[str], where: str, allow_missing: bool) -> None:
-    """Name what was not measured; raises UserError unless that is allowed."""
-    lacking = [f"{panel} of {name}" for panel in PANELS for name in chosen
-               if not ((seeds["panel"] == panel) & (seeds["condition"] == name)).any()]
+def complete(seeds: pd.DataFrame, found: Runs, where: str, allow_missing: bool) -> None:
+    """Name what was not measured in every run; raises UserError unless that is allowed."""
+    lacking = [f"{panel} of {name}" for panel in PANELS for name, runs in found.items()
+               if ((seeds["panel"] == panel) & (seeds["condition"] == name)).sum() < len(runs)
+               and (panel, name) != ("hessian_trace", INIT)]
     if lacking and not allow_missing:
         raise UserError(f"{where}: not measured: {', '.join(lacking)}; --allow_missing draws the rest")
     for one in lacking:
@@ -124,7 +123,7 @@ def main() -> None:
     chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
     found = groups(content, chosen, args.forensics)
     seeds = pd.concat([by_seed(found, panel) for panel in PANELS], ignore_index=True)
-    complete(seeds, chosen, args.forensics, args.allow_missing)
+    complete(seeds, found, args.forensics, args.allow_missing)
     spectra = pd.concat([spectrum(runs).assign(condition=name) for name, runs in found.items()])
     table = pd.concat([means(seeds), seeds, spectra.assign(panel="locality_spectrum")], ignore_index=True)
     with figures.style():

@@ -54,7 +54,7 @@ def content():
     for one in untrained:
         del one["hessian"]
     return {"schema_version": 1, "study": "demo", "data": {"n": {"attention": 40, "cka": 40, "hessian": 16}},
-            "thresholds": {"relative": 1.5},
+            "thresholds": {"relative": 1.5, "cls_collapse_warning": 0.5},
             "references": {"uniform": {"mean_distance": 4.1365, "cls_dispersion": 10.5},
                            "random_init": {"runs": untrained},
                            "teacher_cka": {"distill": {"random_init": cka([[0.1, 0.3, 0.2]] * 2)}}},
@@ -194,12 +194,15 @@ def texts(content, chosen):
 
 def test_summary_panels_say_what_was_not_measured(draw, content, capsys):
     written, panels = texts(content, list(SEEDS))
-    assert written == [[], [], [], []]
+    assert written == [[], [], [], []] and "\n" not in panels[2].get_xlabel()
     assert len(panels[0].containers) == 2 + 3  # intervals of two conditions, standard errors of three
     assert any(list(line.get_xdata()) == [10.5, 10.5] for line in panels[2].lines)
+    del content["conditions"]["baseline"]["runs"][0]["hessian"]
+    with pytest.raises(UserError, match="not measured: hessian_trace of baseline; --allow_missing"):
+        draw(gen_forensics_fig)
     for condition in content["conditions"].values():
         for one in condition["runs"]:
-            del one["hessian"]
+            one.pop("hessian", None)
     content["conditions"]["one"]["runs"][0]["avg_cls_dispersion"] = None
     content["conditions"]["distill"]["runs"][0]["cls_collapse_ratio"] = 0.6
     written, panels = texts(content, list(SEEDS))

@@ -41,7 +41,8 @@ _CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "n
 _SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,
          "cls_collapse_ratio": _OPTIONAL, "collapsed_heads_ratio_relative": _NUMBER, "cka": {"self": _CKA},
          "per_layer_stats": {"*": {"mean_distance": [_NUMBER]}}}
-_FORENSICS = {"study": str, "data": {"n": {"*": int}}, "thresholds": {"relative": _NUMBER, "cls_collapse_warning": _NUMBER},
+_FORENSICS = {"study": str, "data": {"n": {"*": int}},
+              "thresholds": {"relative": _NUMBER, "cls_collapse_warning": _NUMBER},
               "references": {"uniform": {"mean_distance": _NUMBER, "cls_dispersion": _OPTIONAL},
                              "random_init": {"runs": [_SEEN]}, "teacher_cka": {"*": {"*": _CKA}}},
               "conditions": {"*": {"runs": [_SEEN]}}}
