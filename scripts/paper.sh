@@ -11,8 +11,9 @@ OUT=paper/generated
 
 fail() { echo "error: $*" >&2; exit 2; }
 
-command -v latexmk >/dev/null && command -v pdflatex >/dev/null && kpsewhich booktabs.sty >/dev/null ||
+if ! command -v latexmk >/dev/null || ! command -v pdflatex >/dev/null || ! kpsewhich placeins.sty >/dev/null; then
     fail "LaTeX is missing: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended"
+fi
 [[ -f $FROM/results.json ]] || fail "$FROM/results.json: scripts/eval_checkpoints.py writes it"
 [[ -f $FROM/forensics.json ]] || fail "$FROM/forensics.json: scripts/analyze_locality.py writes it"
 
@@ -35,9 +36,11 @@ figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
 figure locality_spectrum scripts/gen_locality_fig.py --forensics "$FROM/forensics.json"
 figure layer_progression scripts/gen_layer_fig.py --forensics "$FROM/forensics.json"
 figure cka_heatmap scripts/gen_cka_fig.py --forensics "$FROM/forensics.json"
-figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json"
 if grep -q curvaturetrue "$OUT/numbers.tex"; then
+    figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json"
     figure hessian_spectrum scripts/gen_hessian_fig.py --forensics "$FROM/forensics.json"
+else # the text says that curvature was not measured
+    figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json" --allow_missing
 fi
 if grep -q teacherstrue "$OUT/numbers.tex"; then
     figure teacher scripts/gen_teacher_fig.py --results "$FROM/results.json"

@@ -36,8 +36,8 @@ def robustness(tmp_path_factory):
     conditions = {name: {"runs": [{"seed": seed, "split": "test",
                                    "clean": classification.evaluate(*predicted(seed), CLASSES)} for seed in seeds]}
                   for name, seeds in {"baseline": [0, 1], "distill": [2]}.items()}
-    results.write_json(path, {"schema_version": 1, "study": "s", "data": {"classes": CLASSES}, "order": list(conditions),
-                              "conditions": conditions})
+    results.write_json(path, {"schema_version": 1, "study": "s", "data": {"classes": CLASSES},
+                              "order": list(conditions), "conditions": conditions})
     return path
 
 
