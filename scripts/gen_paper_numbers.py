@@ -165,7 +165,8 @@ def verdict_table(forensics: dict[str, Any]) -> str:
                          escape(leg["claim"] if leg else claim["claim"]), numbers,
                          escape(leg["verdict"] if leg else claim["reason"]),
                          rf"\textbf{{{escape(claim['verdict'])}}}" if first else ""])
-    return tabular(["hypothesis", "statistic", "claim", r"difference, 95\,\% interval", "leg", "verdict"], rows)
+    return tabular(["hypothesis", "statistic", "claim", r"difference, 95\,\% interval", "leg", "verdict"], rows,
+                   r"llllp{0.17\linewidth}l")
 
 
 def robustness_table(robust: dict[str, Any]) -> str:
