@@ -115,7 +115,7 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
     correct = hypotheses.correctness(results_file, runs.settings.split) if results_file else {}
     return {
         "schema_version": SCHEMA_VERSION, "study": base_dir.resolve().name, "code_sha": code_sha(),
-        "data": describe(runs, cfg), "roles": roles,
+        "data": describe(runs, cfg), "roles": roles, "order": list(conditions),
         "thresholds": {**attention.collapse_thresholds(tokens), "cls_collapse_warning": attention.CLS_WARNING},
         "references": {"uniform": attention.uniform(tokens), "random_init": untrained(runs, reference.configs),
                        "teacher_cka": teacher_references(runs, conditions, base_dir, roles.get("baseline", ""))},

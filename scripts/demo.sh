@@ -36,6 +36,8 @@ sequence_status
     --conditions "${CONDITIONS[@]}" --references cnn_teacher
 "$PYTHON" scripts/gen_accuracy_fig.py --results "experiments/$STUDY/results.json" --out assets
 "$PYTHON" scripts/gen_curves_fig.py --base_dir "experiments/$STUDY" --conditions "${CONDITIONS[@]}" --out assets
+"$PYTHON" scripts/eval_robustness.py --base_dir "experiments/$STUDY" --conditions "${CONDITIONS[@]}" \
+    --output "experiments/$STUDY/robustness.json"
 # Curvature (--hessian 64) would take longer than all the training; the rest of the forensics is a minute.
 "$PYTHON" scripts/analyze_locality.py --base_dir "experiments/$STUDY" --conditions baseline distill ss_distill \
     --cnn distill --ssl ss_distill --results "experiments/$STUDY/results.json" \

@@ -91,7 +91,9 @@ def _read(path: str | Path, shape: dict) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
     _check(content, shape, str(path), "")
-    return content
+    # the files' keys are sorted; tables and figures keep the order in which the conditions were given
+    order = content.get("order", list(content["conditions"]))
+    return {**content, "conditions": {name: content["conditions"][name] for name in order}}
 
 
 def _check(value: Any, shape: Any, path: str, key: str) -> None:
@@ -230,7 +232,7 @@ def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: 
 def table(results: dict[str, Any]) -> pd.DataFrame:
     """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
 
-    In the order of `order`, the baseline first where there is none.
+    In the order of the conditions in `results`, the baseline first where that was not given.
     """
     classes = results["data"].get("classes")
     classes = len(classes) if isinstance(classes, list) else classes

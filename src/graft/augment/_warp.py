@@ -120,12 +120,15 @@ def move_tokens(tokens: Tensor, view_matrix: Tensor, visible: Tensor | None, gri
     if visible is not None:
         seen = seen & (F.adaptive_max_pool2d((~visible)[:, None].float(), grid).flatten(1) == 0)
     left, top = inner_column.floor(), inner_row.floor()
+    # whole rows of (B·T, D) are copied; a gather would carry an index for every channel
+    rows, first = tokens.float().flatten(0, 1), torch.arange(len(tokens), device=tokens.device)[:, None] * (h * w)
     moved = 0.0
     for ahead in (0, 1):
         for below in (0, 1):
             weight = (1 - (inner_column - left - ahead).abs()) * (1 - (inner_row - top - below).abs())
             place = (top + below).clamp(max=h - 1) * w + (left + ahead).clamp(max=w - 1)
-            moved = moved + weight[..., None] * torch.take_along_dim(tokens.float(), place.long()[..., None], 1)
+            picked = rows.index_select(0, (place.long() + first).flatten()).view(*tokens.shape)
+            moved = picked.mul_(weight[..., None]) + moved
     return moved.to(tokens.dtype), seen
 
 
