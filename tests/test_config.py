@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -170,13 +169,11 @@ def test_difference_names_terms(tmp_path):
     assert config.difference(one, two) == [("objective.ce.smoothing", 0.1, 0.3), ("optim.lr", one.optim.lr, 0.5)]
 
 
-def run_script(*args: str) -> tuple[subprocess.CompletedProcess, float]:
-    """Run `train_baseline.py` with a torch that cannot be imported."""
-    started = time.perf_counter()
+def run_script(*args: str) -> subprocess.CompletedProcess:
+    """Run `train_baseline.py` with a torch that cannot be imported: what takes seconds is not even tried."""
     fake = ROOT / "tests/no_torch"
-    done = subprocess.run([sys.executable, str(ROOT / "src/graft/train_baseline.py"), *args], text=True,
+    return subprocess.run([sys.executable, str(ROOT / "src/graft/train_baseline.py"), *args], text=True,
                           capture_output=True, env={**os.environ, "PYTHONPATH": f"{fake}:{ROOT / 'src'}"}, cwd=ROOT)
-    return done, time.perf_counter() - started
 
 
 @pytest.mark.parametrize("args, code, says", [
@@ -188,22 +185,21 @@ def run_script(*args: str) -> tuple[subprocess.CompletedProcess, float]:
     (["--help"], 0, ""),
 ])
 def test_command_line_ends_before_torch_is_imported(args, code, says):
-    done, seconds = run_script(*args)
+    done = run_script(*args)
     assert done.returncode == code, done.stderr
     assert says in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 1
-    assert seconds < 2 or os.environ.get("CI"), f"{seconds:.1f} s"
 
 
 def test_print_config_says_where_values_come_from():
-    out = run_script("--base_config", BASE, "--output_dir", "runs/x", "optim.lr=0.5", "--print_config")[0].stdout
+    out = run_script("--base_config", BASE, "--output_dir", "runs/x", "optim.lr=0.5", "--print_config").stdout
     assert re.search(r"lr: 0\.5 +# command line", out)
     assert re.search(r"patch: 1 +# .*digits_vit\.yaml", out)
     assert re.search(r"clip: 1\.0 +# default", out)
 
 
 def test_help_lists_every_key():
-    out = run_script("--help")[0].stdout
+    out = run_script("--help").stdout
     for section, cls in options.SECTIONS.items():
         for key in schema.dataclass_fields(cls):
             assert f"{section}.{key}" in out

@@ -18,6 +18,7 @@ import pytest
 from graft import checkpoint
 from graft.errors import Locked, NoValidCheckpoint, UserError, exit_cleanly
 from graft.options import Config
+from graft.process import LEASE_SECONDS
 from small import ROOT, command, environment, launch, run_main, tiny, weights
 
 FORK = multiprocessing.get_context("forkserver")
@@ -245,15 +246,14 @@ def test_a_running_job_keeps_others_out(tmp_path):
     cfg = tiny(tmp_path / "x", "train.duration=100000st")
     process = start(cfg)
     wait_for(lambda: logged(cfg.run_dir) >= 1, process)
-    started = time.monotonic()
     with pytest.raises(Locked, match="another job is running here") as caught:
         run_main(cfg)
-    assert caught.value.exit_code == 4 and time.monotonic() - started < 5
+    assert caught.value.exit_code == 4
     process.kill()
     process.join()
     started = time.monotonic()
     run_main(tiny(tmp_path / "x", "train.duration=2st", "train.batch_size=16"))  # no checkpoint was made yet
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < LEASE_SECONDS, "a dead owner on this host is not waited for"
 
 
 @pytest.mark.parametrize("change, says", [
