@@ -21,7 +21,6 @@ from graft.errors import UserError, exit_cleanly
 from graft.options import Config
 from graft.probes import _images, attention, similarity
 from graft.process import code_sha
-from graft.tasks._task import Task
 
 SCHEMA_VERSION = 1
 METRICS = ("attention", "cka", "hessian")
@@ -47,16 +46,8 @@ class Runs:
 
     def __init__(self, settings: Settings, weights: str):
         self.settings, self.weights = settings, weights
-        self.tasks: dict[str, Task] = {}
+        self.task = rebuild.Tasks(settings.device)
         self.teachers: dict[str, nn.Module] = {}
-
-    def task(self, cfg: Config) -> Task:
-        """The run's data set, the split that is used on the device."""
-        key = json.dumps([cfg.task.name, cfg.task.args], sort_keys=True)
-        if key not in self.tasks:
-            self.tasks[key] = parts.build("tasks", cfg.task)
-            self.tasks[key].splits[self.settings.split].to(self.settings.device, cfg.train.workers)
-        return self.tasks[key]
 
     def student(self, run_dir: Path) -> tuple[Config, nn.Module, dict[str, Any]]:
         """A finished run's configuration, student and checkpoint facts."""

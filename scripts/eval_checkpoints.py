@@ -15,9 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from graft import config, parts, rebuild, results
+from graft import config, rebuild, results
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
 from graft.process import accelerator, code_sha
 from graft.scoring import score
 
@@ -41,16 +40,7 @@ class Scorer:
     def __init__(self, base_dir: Path, weights: str, splits: list[str]):
         self.base_dir, self.weights, self.splits = base_dir, weights, splits
         self.accelerator = accelerator()
-        self.tasks: dict[str, Any] = {}
-
-    def task(self, cfg: Config):
-        """The run's data set, on the device."""
-        key = json.dumps([cfg.task.name, cfg.task.args], sort_keys=True)
-        if key not in self.tasks:
-            self.tasks[key] = parts.build("tasks", cfg.task)
-            for split in self.tasks[key].splits.values():
-                split.to(self.accelerator.device, cfg.train.workers)
-        return self.tasks[key]
+        self.task = rebuild.Tasks(self.accelerator.device)
 
     def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
         """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
@@ -125,7 +115,7 @@ def main() -> None:
                 tqdm.write(f"left out {name}: {error}")
     if not main_process:
         return
-    task = next(iter(scorer.tasks.values()))
+    task = next(iter(scorer.task.built.values()))
     data = {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes,
             "sizes": {name: len(split) for name, split in task.splits.items()}}
     assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,

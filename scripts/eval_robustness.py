@@ -65,16 +65,7 @@ class Evaluator:
     def __init__(self, split: str, weights: str):
         self.split, self.weights = split, weights
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tasks: dict[str, Task] = {}
-
-    def task(self, cfg: Config) -> Task:
-        """The run's data set, on the device."""
-        key = repr(cfg.task)
-        if key not in self.tasks:
-            self.tasks[key] = parts.build("tasks", cfg.task)
-            for split in self.tasks[key].splits.values():
-                split.to(self.device, cfg.train.workers)
-        return self.tasks[key]
+        self.task = rebuild.Tasks(self.device)
 
     def run(self, run_dir: Path) -> dict[str, Any]:
         """The entry of one run."""
@@ -146,7 +137,7 @@ def main() -> None:
             tqdm.write(f"left out {name}: {error}")
     if not conditions:
         raise UserError(f"{options.base_dir}: no condition could be evaluated")
-    task = next(iter(evaluator.tasks.values()))
+    task = next(iter(evaluator.task.built.values()))
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
         "data": {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes},

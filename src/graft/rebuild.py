@@ -1,14 +1,32 @@
-"""A finished run's student, from its config.yaml and its weights."""
+"""A finished run's data set and student, from its config.yaml and its weights."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from graft import checkpoint, parts
 from graft.options import Config, Part
 from graft.tasks._task import Task
+
+
+class Tasks:
+    """The data sets of runs, on the device; runs that have the same one share it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.built = device, {}
+
+    def __call__(self, cfg: Config) -> Task:
+        """The run's data set, built the first time it is asked for."""
+        key = json.dumps([cfg.task.name, cfg.task.args], sort_keys=True)
+        if key not in self.built:
+            self.built[key] = parts.build("tasks", cfg.task)
+            for split in self.built[key].splits.values():
+                split.to(self.device, cfg.train.workers)
+        return self.built[key]
 
 
 def architecture(student: Part, task: Task) -> nn.Module:

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from graft.augment import to_float
 from graft.checkpoint import sha256
 from graft.errors import UserError
 from graft.options import Part
@@ -106,7 +107,7 @@ def _build(folder: Path, origin: dict, teacher: nn.Module, split: Split, batch_s
     try:
         for number, (images, _) in enumerate(split.batches(torch.arange(count).split(batch_size))):
             with autocast():
-                out = teacher(images.float() / 255, [name for name in names if name != LOGITS])
+                out = teacher(to_float(images), [name for name in names if name != LOGITS])
             halves = {name: out.logits.half() if name == LOGITS else out.features[name].half() for name in names}
             if number == 0:
                 _begin(folder, files, halves, count)
