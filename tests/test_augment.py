@@ -44,12 +44,12 @@ def test_every_operation_works_with_and_without_geometry(name, channels, side):
     view = augment(images, labels, index, 3, num_classes=10, geometry=True)
     assert torch.equal(images, before)
     assert plain.matrix is None and plain.visible is None
-    assert torch.equal(plain.images, view.images) and torch.equal(plain.targets, view.targets)
-    assert view.images.shape == images.shape and view.images.dtype == torch.float32
-    assert view.images.min() >= 0 and view.images.max() <= 1
+    assert torch.equal(plain.inputs, view.inputs) and torch.equal(plain.targets, view.targets)
+    assert view.inputs.shape == images.shape and view.inputs.dtype == torch.float32
+    assert view.inputs.min() >= 0 and view.inputs.max() <= 1
     assert view.matrix.shape == (16, 3, 3) and view.matrix.dtype == torch.float32
     assert view.visible.shape == (16, side, side) and view.visible.dtype == torch.bool
-    assert not torch.equal(view.images, to_float(images))
+    assert not torch.equal(view.inputs, to_float(images))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,14 +66,14 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     for other in (augment(images, labels, index, 3, num_classes=10),
                   augment(images, labels, index + 32, 2, num_classes=10),
                   Augment((part("crop"), part(name)), 8)(images, labels, index, 2, num_classes=10)):
-        same = (other.images == whole.images).flatten(1).all(1)
+        same = (other.inputs == whole.inputs).flatten(1).all(1)
         assert same.float().mean() < 0.2
 
 
 def test_an_operation_listed_twice_draws_twice():
     images, labels, index = data(64)
-    once = Augment((part("flip"),), 0)(images, labels, index, 0, num_classes=10).images
-    twice = Augment((part("flip"), part("flip")), 0)(images, labels, index, 0, num_classes=10).images
+    once = Augment((part("flip"),), 0)(images, labels, index, 0, num_classes=10).inputs
+    twice = Augment((part("flip"), part("flip")), 0)(images, labels, index, 0, num_classes=10).inputs
     back = (twice == to_float(images)).flatten(1).all(1)
     assert 16 < back.sum() < 48 and not torch.equal(once, twice)
 
@@ -81,19 +81,19 @@ def test_an_operation_listed_twice_draws_twice():
 def test_without_operations_only_the_scale_changes():
     images, labels, index = data(3)
     view = Augment((), 0)(images, labels, index, 0, num_classes=10, geometry=True)
-    assert torch.equal(view.images, images.float() / 255) and torch.equal(view.targets, labels)
+    assert torch.equal(view.inputs, images.float() / 255) and torch.equal(view.targets, labels)
     assert torch.equal(view.matrix, torch.eye(3).expand(3, 3, 3)) and view.visible.all()
 
 
 def test_cutout_centres_are_uniform_and_holes_are_cut_off_at_the_border():
     n, side, size = 20_000, 12, 6
     images = torch.zeros(n, 1, side, side, dtype=torch.uint8)
-    holes = cutout.apply(View(images, images), Draw(0, 0, torch.arange(n)), size=size, fill=(1.0,)).images[:, 0] > 0
+    holes = cutout.apply(View(images, images), Draw(0, 0, torch.arange(n)), size=size, fill=(1.0,)).inputs[:, 0] > 0
     # pixel k is covered by the centres c with c - 3 <= k < c + 3
     line = torch.tensor([sum(c - 3 <= k < c + 3 for c in range(side)) / side for k in range(side)])
     assert (holes.float().mean(0) - line[:, None] * line).abs().max() < 0.02
     assert {*holes.flatten(1).sum(1).tolist()} == {a * b for a in (3, 4, 5, 6) for b in (3, 4, 5, 6)}
-    three = cutout.apply(View(images, images), Draw(0, 0, torch.arange(n)), size=2, holes=3, fill=(1.0,)).images
+    three = cutout.apply(View(images, images), Draw(0, 0, torch.arange(n)), size=2, holes=3, fill=(1.0,)).inputs
     assert three.flatten(1).count_nonzero(1).max() == 12
 
 
@@ -102,9 +102,9 @@ def test_holes_have_the_colour_asked_for_and_stay_visible():
     for name in ("cutout", "random_erasing"):
         augment = Augment((part(name, fill=[0.4914, 0.4822, 0.4465]),), 0)
         view = augment(images, labels, index, 0, num_classes=10, geometry=True)
-        changed = (view.images != to_float(images)).any(1)
+        changed = (view.inputs != to_float(images)).any(1)
         assert changed.any() and view.visible.all()
-        colours = view.images.permute(0, 2, 3, 1)[changed]
+        colours = view.inputs.permute(0, 2, 3, 1)[changed]
         assert (colours - torch.tensor([0.4914, 0.4822, 0.4465])).abs().max() < 0.5 / 255 + 1e-6
         with pytest.raises(UserError, match=rf"{name}\.fill: expected 1 or 3 numbers, got 2"):
             Augment((part(name, fill=[0.1, 0.2]),), 0)(images, labels, index, 0, num_classes=10)
@@ -114,7 +114,7 @@ def test_random_erasing_erases_the_rectangles_it_draws():
     n, side = 5000, 32
     images = torch.zeros(n, 1, side, side, dtype=torch.uint8)
     draw = Draw(0, 0, torch.arange(n))
-    erased = random_erasing.apply(View(images, images), draw, p=0.4, fill=(1.0,)).images[:, 0] > 0
+    erased = random_erasing.apply(View(images, images), draw, p=0.4, fill=(1.0,)).inputs[:, 0] > 0
     uniform = draw("random_erasing", 23)
     boxes, found = proposals(uniform[:, 1:], (0.02, 0.33), (0.3, 3.3), side, side, (side - 1, side - 1))
     happens = found & (uniform[:, 0] < 0.4)
@@ -146,7 +146,7 @@ def test_mixup_is_the_weighted_mean_with_the_neighbour():
     view = mixup.apply(visible_view(images, labels), draw, 10, alpha=0.8)
     share = torch.from_numpy(stats.beta.ppf(draw("mixup")[:, 0], 0.8, 0.8))
     want = share[:, None, None, None] * images / 255 + (1 - share[:, None, None, None]) * partner(images) / 255
-    assert torch.allclose(view.images.double(), want, atol=1e-6) and not view.visible.any()
+    assert torch.allclose(view.inputs.double(), want, atol=1e-6) and not view.visible.any()
     assert torch.allclose(view.targets.double(), soft_labels(labels, share).double(), atol=1e-6)
     assert stats.kstest(share.numpy(), stats.beta(0.8, 0.8).cdf).pvalue > 0.01
 
@@ -158,7 +158,7 @@ def test_cutmix_pastes_a_box_and_shares_labels_by_its_area():
     draw = Draw(0, 0, index)
     view = cutmix.apply(visible_view(images, labels), draw, 10, alpha=1.0)
     own, other = to_float(images), to_float(partner(images))
-    assert torch.equal(view.images, torch.where(view.visible[:, None], own, other))
+    assert torch.equal(view.inputs, torch.where(view.visible[:, None], own, other))
     pasted = ~view.visible
     rows, columns = pasted.any(2).sum(1), pasted.any(1).sum(1)
     assert torch.equal(pasted.flatten(1).sum(1), rows * columns)  # a rectangle
@@ -176,7 +176,7 @@ def test_mix_is_mixup_or_cutmix_for_each_image():
     images, labels, index = data(4000, 1, 8)
     view = mix.apply(visible_view(images, labels), Draw(0, 0, index), 10, switch_prob=0.3)
     own, other = to_float(images), to_float(partner(images))
-    is_cut = ((view.images == own) | (view.images == other)).flatten(1).all(1)
+    is_cut = ((view.inputs == own) | (view.inputs == other)).flatten(1).all(1)
     assert is_cut.float().mean() == pytest.approx(0.3, abs=0.03)
     assert not view.visible[~is_cut].any() and view.visible[is_cut].any()
     share = torch.where(is_cut, view.visible.float().mean((1, 2)), torch.nan)
@@ -184,7 +184,7 @@ def test_mix_is_mixup_or_cutmix_for_each_image():
     assert torch.allclose(view.targets.sum(1), torch.ones(4000))
     for prob, cut in ((0.0, False), (1.0, True)):
         view = mix.apply(visible_view(images, labels), Draw(0, 0, index), 10, switch_prob=prob)
-        assert bool(((view.images == own) | (view.images == other)).flatten(1).all(1).float().mean() > 0.9) is cut
+        assert bool(((view.inputs == own) | (view.inputs == other)).flatten(1).all(1).float().mean() > 0.9) is cut
 
 
 @pytest.mark.parametrize("name", MIXING)

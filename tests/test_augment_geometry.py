@@ -36,7 +36,7 @@ def coordinates(height: int, width: int) -> torch.Tensor:
 
 def stored_place(view: View, stored: tuple[int, int]) -> torch.Tensor:
     """Column and row of the stored image for each pixel of the view, (B, 2, H, W), by `view.matrix`."""
-    (height, width), (stored_height, stored_width) = view.images.shape[-2:], stored
+    (height, width), (stored_height, stored_width) = view.inputs.shape[-2:], stored
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)]).double().flatten(1)
     places = (view.matrix.double() @ points)[:, :2].unflatten(2, (height, width))
@@ -60,9 +60,9 @@ def test_rotation_and_affine_equal_torchvision(shape, interpolation):
         options = {"interpolation": F.InterpolationMode(interpolation)}
         transform = {"angle": 0.0, "translate": moves[i].tolist(), "scale": 0.6 + 0.9 * u[i, 2],
                      "shear": [30 * (2 * u[i, 3] - 1), 0.0]}
-        assert torch.equal(turned.images[i], F.rotate(images[i], angles[i], **options))
+        assert torch.equal(turned.inputs[i], F.rotate(images[i], angles[i], **options))
         assert torch.equal(turned.visible[i], F.rotate(ones[i], angles[i], **options)[0] == 255)
-        assert torch.equal(warped.images[i], F.affine(images[i], **transform, **options))
+        assert torch.equal(warped.inputs[i], F.affine(images[i], **transform, **options))
         assert torch.equal(warped.visible[i], F.affine(ones[i], **transform, **options)[0] == 255)
 
 
@@ -78,24 +78,24 @@ def test_crop_and_flip_are_exact_and_carry_their_geometry(shape):
     places = stored_place(view, (height, width))
     for i, (dx, dy) in enumerate(shifts):
         want = padded[i, :, 6 - dy:6 - dy + height, 6 - dx:6 - dx + width]
-        assert torch.equal(view.images[i], want.flip(-1) if flipped[i] else want)
+        assert torch.equal(view.inputs[i], want.flip(-1) if flipped[i] else want)
         column, row = places[i].round().long()
         assert (places[i] - torch.stack([column, row])).abs().max() < 1e-5
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         assert torch.equal(view.visible[i], inside)
-        assert torch.equal(view.images[i][:, inside], images[i][:, row[inside], column[inside]])
-        assert not view.images[i][:, ~inside].any()
+        assert torch.equal(view.inputs[i][:, inside], images[i][:, row[inside], column[inside]])
+        assert not view.inputs[i][:, ~inside].any()
 
 
 def test_crop_shifts_uniformly_and_flip_obeys_its_probability():
     index = torch.arange(20_000)
     images = torch.zeros(20_000, 1, 9, 9, dtype=torch.uint8)
     images[:, :, 4, 3] = 255
-    moved = crop.apply(View(images, index), Draw(0, 0, index), padding=2).images.float().mean((0, 1)) / 255
+    moved = crop.apply(View(images, index), Draw(0, 0, index), padding=2).inputs.float().mean((0, 1)) / 255
     assert moved[2:7, 1:6].sum() == pytest.approx(1, abs=1e-5)
     assert (moved[2:7, 1:6] - 1 / 25).abs().max() < 0.006
     for p in (0.0, 0.3, 1.0):
-        images = flip.apply(View(images, index), Draw(0, 0, index), p=p).images
+        images = flip.apply(View(images, index), Draw(0, 0, index), p=p).inputs
         share = (images[:, 0, 4, 5] > 0).float().mean()
         assert share == pytest.approx(p, abs=0.02 if 0 < p < 1 else 0)
         images = torch.where((images[:, :, 4:5, 5:6] > 0), images.flip(-1), images)
@@ -109,7 +109,7 @@ def test_matrix_of_a_chain_says_where_each_visible_pixel_came_from(size):
     view = Augment(chain, 0)(coordinates(*size), torch.zeros(B, dtype=torch.int64), torch.arange(B), 0,
                              num_classes=2, geometry=True)
     assert view.matrix.dtype == torch.float32
-    error = (view.images[:, :2] * 255 / 7 - stored_place(view, size)).abs().amax(1)
+    error = (view.inputs[:, :2] * 255 / 7 - stored_place(view, size)).abs().amax(1)
     assert view.visible.float().mean() > 0.5
     # three resamplings round to whole levels, 1/7 of a pixel; the rim of the resized crop is cut off by less than 1/2
     assert error[view.visible].mean() < 0.1 and error[view.visible].max() < 0.6
@@ -120,9 +120,9 @@ def test_nearest_neighbour_operations_move_a_pixel_by_at_most_half():
     values = {"Rotate": 30.0, "TranslateX": -9.7, "TranslateY": 4.2}
     for name in GEOMETRIC:
         view = apply_ops(with_geometry(images), np.full(B, name), np.full(B, values.get(name, -0.27)))
-        error = (view.images[:, :2].double() / 7 - stored_place(view, (32, 32))).abs().amax(1)
+        error = (view.inputs[:, :2].double() / 7 - stored_place(view, (32, 32))).abs().amax(1)
         assert error[view.visible].max() < 0.5 + 1e-5
-        assert torch.equal(view.visible, view.images[:, 2] > 0)
+        assert torch.equal(view.visible, view.inputs[:, 2] > 0)
         assert not view.visible.all()
 
 
@@ -131,7 +131,7 @@ def test_operations_touch_only_their_rows():
     names = np.where(np.arange(B) % 3 == 0, "Rotate", "Identity")
     view = apply_ops(with_geometry(images), names, np.full(B, 20.0))
     alone = torch.from_numpy(names == "Identity")
-    assert torch.equal(view.images[alone], images[alone]) and view.visible[alone].all()
+    assert torch.equal(view.inputs[alone], images[alone]) and view.visible[alone].all()
     assert torch.equal(view.matrix[alone], torch.eye(3, dtype=torch.float64).expand(int(alone.sum()), 3, 3))
     assert not (view.visible[~alone].flatten(1).all(1)).any()
 
@@ -146,12 +146,12 @@ def test_resized_crop_equals_torchvision_and_carries_its_geometry(shape, size):
     boxes, found = proposals(draw("resized_crop", 22), scale, ratio, height, width, (height, width))
     assert found.mean() > 0.9 and view.visible.all()
     target = [size or height, size or width]
-    for image, got, (top, bottom, left, right) in zip(images[found], view.images[found], boxes[found]):
+    for image, got, (top, bottom, left, right) in zip(images[found], view.inputs[found], boxes[found]):
         want = F.resized_crop(image.float(), top, left, bottom - top, right - left, target, antialias=True)
         # the same weights in float64; half a level for the rounding
         assert (got - want).abs().max() < 0.5 + 1e-3
     where = resized_crop.apply(with_geometry(coordinates(height, width)), draw, scale=scale, ratio=ratio, size=size)
-    error = (where.images[:, :2].double() / 7 - stored_place(where, (height, width))).abs()
+    error = (where.inputs[:, :2].double() / 7 - stored_place(where, (height, width))).abs()
     # at the border of the box the sample is cut off, by less than the half of a reduction's step
     assert error[..., 2:-2, 2:-2].max() < 0.5
 
@@ -160,7 +160,7 @@ def test_resized_crop_hides_what_was_hidden():
     view = with_geometry(torch.full((B, 1, 16, 16), 255, dtype=torch.uint8))
     draw = Draw(0, 0, torch.arange(B))
     view = resized_crop.apply(crop.apply(view, draw, padding=6), draw, scale=(0.3, 0.8))
-    assert torch.equal(view.visible, view.images[:, 0] == 255) and 0.2 < view.visible.float().mean() < 0.95
+    assert torch.equal(view.visible, view.inputs[:, 0] == 255) and 0.2 < view.visible.float().mean() < 0.95
 
 
 def test_proposals_use_the_whole_ranges_and_every_place():
@@ -181,7 +181,7 @@ def test_proposals_use_the_whole_ranges_and_every_place():
     images = noise(1, 10, 20)
     whole = resized_crop.apply(View(images, images), Draw(0, 0, torch.arange(B)), scale=(1.0, 1.0), ratio=(1.0, 1.0))
     want = F.resize(images[..., 5:15].float(), [10, 20], antialias=True)
-    assert (whole.images - want).abs().max() < 0.501
+    assert (whole.inputs - want).abs().max() < 0.501
 
 
 def patch_means(images: torch.Tensor, patch: int) -> torch.Tensor:
@@ -198,7 +198,7 @@ def test_moved_tokens_are_the_tokens_of_a_flipped_and_shifted_image(mirror):
     if mirror:
         view = flip.apply(view, Draw(0, 0, torch.arange(B)), p=1.0)
     moved, visible = move_tokens(patch_means(images, 4), view.matrix.float(), view.visible, (8, 8), (32, 32))
-    want = patch_means(view.images, 4)
+    want = patch_means(view.inputs, 4)
     assert torch.equal(moved[visible], want[visible])
     assert torch.equal(visible.sum(1), torch.from_numpy(np.prod(8 - np.abs(steps) // 4, axis=1)))
     assert not want[~visible].any()
@@ -212,12 +212,12 @@ def test_moved_tokens_of_a_ramp_agree_below_a_patch():
     steps = np.random.default_rng(1).integers(-7, 8, (B, 2))
     view = warp(with_geometry(ramp), inverse_affine(translate_x=steps[:, 0], translate_y=steps[:, 1]))
     moved, visible = move_tokens(patch_means(ramp, 4), view.matrix.float(), view.visible, (8, 8), (32, 32))
-    assert (moved - patch_means(view.images, 4))[visible].abs().max() < 1e-3
+    assert (moved - patch_means(view.inputs, 4))[visible].abs().max() < 1e-3
     # a token on the rim of the map has no neighbour to interpolate with, though its pixels are visible
     assert torch.equal(visible.sum(1), torch.from_numpy(np.prod(8 - np.ceil(np.abs(steps) / 4), axis=1)).long())
     turned = rotation.apply(with_geometry(ramp), Draw(0, 0, torch.arange(B)), degrees=30.0, interpolation="bilinear")
     moved, visible = move_tokens(patch_means(ramp, 4), turned.matrix.float(), turned.visible, (8, 8), (32, 32))
-    assert (moved - patch_means(turned.images, 4))[visible].abs().max() < 0.5  # rounding to levels
+    assert (moved - patch_means(turned.inputs, 4))[visible].abs().max() < 0.5  # rounding to levels
     assert 0.4 < visible.float().mean() < 1
 
 

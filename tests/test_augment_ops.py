@@ -66,7 +66,7 @@ def test_every_operation_at_every_magnitude_equals_torchvision(shape, bins, wide
     for name, (values, signed) in space.items():
         assert sorted(set(own[name])) == sorted(set(values)), name
         for value in sorted({sign * value for value in values for sign in ((1, -1) if signed else (1,))}):
-            got = apply_ops(View(images, images), np.full(len(images), name), np.full(len(images), value)).images
+            got = apply_ops(View(images, images), np.full(len(images), name), np.full(len(images), value)).inputs
             want = torch.stack([expected(image, name, value) for image in images])
             assert torch.equal(got, want), f"{name} {value}: {(got != want).sum()} differ"
 
@@ -75,7 +75,7 @@ def test_every_operation_at_every_magnitude_equals_torchvision(shape, bins, wide
 def test_hue_equals_torchvision_up_to_one_level(shape):
     images = pictures(*shape)
     for turn in np.linspace(-0.5, 0.5, 21):
-        got = apply_ops(View(images, images), np.full(len(images), "Hue"), np.full(len(images), turn)).images
+        got = apply_ops(View(images, images), np.full(len(images), "Hue"), np.full(len(images), turn)).inputs
         difference = (got.int() - F.adjust_hue(images, turn).int()).abs()
         # both cut a float32 colour off to an integer; its last bit depends on the order of the arithmetic
         assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
@@ -96,8 +96,8 @@ def test_policies_apply_what_they_plan_to_each_image(shape, policy):
     want = list(images)
     for names, values in steps:
         want = [expected(image, name, value) for image, name, value in zip(want, names, values, strict=True)]
-    assert torch.equal(got.images, torch.stack(want))
-    assert not torch.equal(got.images, images)
+    assert torch.equal(got.inputs, torch.stack(want))
+    assert not torch.equal(got.inputs, images)
 
 
 def test_autoaugment_takes_torchvisions_cifar10_policy_with_its_probabilities():
@@ -168,10 +168,10 @@ def test_color_jitter_uses_its_ranges_and_every_order():
             value = lows[which] + (highs[which] - lows[which]) * row[which]
             image = calls[which](image, value)
         want.append(image)
-    got = color_jitter.apply(view, draw, **strength).images
+    got = color_jitter.apply(view, draw, **strength).inputs
     # a level lost by the hue grows by the factors that come after it
     assert (got.int() - torch.stack(want).int()).abs().max() <= 8
     assert (got != torch.stack(want)).float().mean() < 1e-3
     assert len({tuple(np.argsort(row[4:])) for row in Draw(1, 0, torch.arange(2000))("color_jitter", 8)}) == 24
     still = color_jitter.apply(view, draw, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    assert torch.equal(still.images, images)
+    assert torch.equal(still.inputs, images)

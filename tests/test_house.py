@@ -16,7 +16,7 @@ SOURCE = ROOT / "src/graft"
 LAYERS = [
     {"errors", "schema", "keyed", "outputs"},
     {"options"},
-    {"config", "parts", "checkpoint"},
+    {"config", "parts", "checkpoint", "prompts"},
     {"command_line", "stats", "process", "journal", "figures"},
     {"augment", "tasks", "losses", "students", "results", "selection", "rebuild"},
     {"teachers", "probes", "scoring", "optim", "resume"},

@@ -1,5 +1,6 @@
 """What flows between the parts: a batch, the view of it that a model sees, what a model returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -7,12 +8,36 @@ from torch import Tensor
 
 
 @dataclass
+class Tokens:
+    """B sequences as a model reads them; N is their answer tokens, sequence by sequence.
+
+    Rows are padded at the end. Attention is causal, so no scored position ever sees the padding, and neither a
+    mask nor its value matters.
+    """
+
+    ids: Tensor  # (B, T) int64
+    rows: Tensor  # (N,) int64: b * T + t of the position whose output *predicts* each answer token
+    counts: Tensor  # (B,) int64 on the CPU: answer tokens of each sequence
+    index: Tensor  # (B,) int64 on the CPU: positions in the split
+    split: str  # the split these are positions of
+
+
+@dataclass
+class TopK:
+    """The largest logits of a distribution over V tokens, and what is needed to know their probabilities."""
+
+    values: Tensor  # (N, K) float32, raw logits, descending
+    indices: Tensor  # (N, K) int64
+    logsumexp: Tensor  # (N,) float32, over all V logits
+
+
+@dataclass
 class Batch:
     """One micro-batch of one process. B images, or B sequences."""
 
     index: Tensor  # (B,) int64 on the CPU: positions in the split, the key of all randomness
-    images: Tensor  # (B, C, H, W) uint8 on the device, as stored
-    labels: Tensor  # (B,) int64 on the device
+    inputs: Tensor | Tokens  # (B, C, H, W) uint8 on the device, as stored, or the sequences
+    labels: Tensor  # (B,) int64 on the device, or (N,) the answer tokens
     epoch: int
     step: int  # optimizer steps done before this one
     window: float  # scored positions of the whole accumulation window over all ranks, / ranks
@@ -29,8 +54,8 @@ class View:
     not another image's CutMix box); None when nobody asked for geometry.
     """
 
-    images: Tensor  # (B, C, H, W): uint8 inside the pipeline, float32 in [0, 1] at its end
-    targets: Tensor  # (B,) int64, or (B, K) float32 once labels are mixed
+    inputs: Tensor | Tokens  # (B, C, H, W): uint8 inside the pipeline, float32 in [0, 1] at its end
+    targets: Tensor  # (B,) int64, or (B, K) float32 once labels are mixed; (N,) answer tokens
     matrix: Tensor | None = None  # (B, 3, 3) float32, view pixel -> stored pixel
     visible: Tensor | None = None  # (B, H, W) bool
 
@@ -42,11 +67,19 @@ class Outputs:
     `features` holds only what was asked for, by name, each `(B, T, D)`: `patch.3` is the token map (or
     the flattened feature map, row by row) after block 3, counted from 0; `cls.3` its class token
     (for a CNN the spatial mean), T = 1; `patch.final` and `cls.final` come after the final norm.
+
+    A causal LM's logits over its whole vocabulary are too large to keep: it returns the hidden states at the
+    positions that predict answer tokens and the `head` that turns them into logits, piece by piece. Its features
+    are `next`, (N, D): the hidden states one position later, at the answer tokens themselves. A teacher with a
+    context returns its largest logits at those positions in `topk`, by the same two names (`rows` and `next`).
     """
 
     logits: Tensor | None  # (N, K) at scored positions; None for a teacher without a classifier
     distill_logits: Tensor | None = None  # (N, K) the distillation token's; the same as logits without one
     features: dict[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None  # (N, D) at scored positions, before `head`
+    head: Callable[[Tensor], Tensor] | None = None  # (n, D) -> logits (n, V)
+    topk: dict[str, TopK] = field(default_factory=dict)
 
     def detach(self) -> "Outputs":
         """The same values outside the graph."""

@@ -424,7 +424,7 @@ class Run:
         augment = Augment(self.config.augment, self.config.seed)
         for index, (images, labels) in zip(batches, self.split.batches(batches)):
             if len(index) % 2 == 0:  # MixUp and CutMix pair images; only the last batch can be odd
-                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).images
+                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
 
     def _save(self, final: bool) -> None:
         """Write a checkpoint on the main process; three failures in a row end the run."""

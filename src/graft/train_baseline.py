@@ -30,8 +30,8 @@ def main(cfg: Config) -> None:
         run.start(task, student, objective)
 
         for batch in run.loop():
-            view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
-            loss, values = run.learner(view.images, (), None, view.targets, None,
+            view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
+            loss, values = run.learner(view.inputs, (), None, view.targets, None,
                                        objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)

@@ -35,10 +35,10 @@ def main(cfg: Config) -> None:
         run.start(task, student, objective)
 
         for batch in run.loop():
-            view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
+            view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
             with run.autocast():
-                seen = teacher(view.images, features=objective.teacher_features) if teacher else None
-            loss, values = run.learner(view.images, objective.student_features, seen, view.targets, None,
+                seen = teacher(view.inputs, features=objective.teacher_features) if teacher else None
+            loss, values = run.learner(view.inputs, objective.student_features, seen, view.targets, None,
                                        objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)

@@ -38,10 +38,10 @@ def main(cfg: Config) -> None:
         look = TeacherView(teacher, cfg, task, objective, run) if teacher else None
 
         for batch in run.loop():
-            view = augment(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes,
+            view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes,
                            geometry=look is not None and look.moves)
             seen, visible = look(batch, view) if look else (None, None)
-            loss, values = run.learner(view.images, objective.student_features, seen, view.targets, visible,
+            loss, values = run.learner(view.inputs, objective.student_features, seen, view.targets, visible,
                                        objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)

@@ -108,7 +108,7 @@ def main(cfg: Config) -> None:
             # The teacher follows at the top of a step, so that a checkpoint, made at its end, holds both as they were.
             rise = (1 - math.cos(math.pi * batch.step / run.total_steps)) / 2
             follow([teacher, dino.teacher_head], [run.module, dino.head], ssl.momentum + (1 - ssl.momentum) * rise)
-            views = [crop(batch.images, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes).images
+            views = [crop(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes).inputs
                      for crop in crops]
             with torch.no_grad(), run.autocast():
                 seen = teacher(torch.cat(views[:2]), features=CLS).features[CLS[0]].unflatten(0, (2, -1))

@@ -1,7 +1,7 @@
 """Batched augmentation on the device: every sample its own draw, whatever batch it is in.
 
 An operation is a file with `apply(view, draw, *, arguments) -> View`; one that mixes labels also takes
-`num_classes`. It draws its parameters on the CPU, changes `view.images` and, where `view.matrix` is not
+`num_classes`. It draws its parameters on the CPU, changes `view.inputs` and, where `view.matrix` is not
 None, keeps `matrix` and `visible` true. Images are uint8 until the end or until they are mixed.
 """
 
@@ -49,10 +49,10 @@ class Augment:
             view.matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
             view.visible = torch.ones((len(images), *images.shape[-2:]), dtype=torch.bool, device=images.device)
         for name, operation, mixes, seed in zip(self.names, self.operations, self.mixes, self.keys, strict=True):
-            if view.images.is_floating_point():
+            if view.inputs.is_floating_point():
                 raise UserError(f"augment: {name} comes after an operation that mixes images; mix last")
             view = operation(view, Draw(seed, epoch, index), *[num_classes] * mixes)
         if geometry:
             view.matrix = on_device(view.matrix, images.device, torch.float32)
-        view.images = to_float(view.images)
+        view.inputs = to_float(view.inputs)
         return view

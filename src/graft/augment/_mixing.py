@@ -26,12 +26,12 @@ def mixed(view: View, own: Tensor, share: np.ndarray, num_classes: int) -> View:
     the result is the same for any accumulation or number of processes. Pixels that are not wholly an image's
     own are not visible. Raises `UserError` for an odd batch.
     """
-    if len(view.images) % 2:
-        raise UserError(f"augment: mixing needs an even number of images per micro-batch, got {len(view.images)}")
-    images = to_float(view.images)
+    if len(view.inputs) % 2:
+        raise UserError(f"augment: mixing needs an even number of images per micro-batch, got {len(view.inputs)}")
+    images = to_float(view.inputs)
     share = on_device(share[:, None], images.device, torch.float32)
     labels = torch.zeros(len(images), num_classes, device=images.device).scatter_(1, view.targets[:, None], 1.0)
-    view = replace(view, images=_sum(images, own[:, None]), targets=_sum(labels, share))
+    view = replace(view, inputs=_sum(images, own[:, None]), targets=_sum(labels, share))
     return view if view.visible is None else replace(view, visible=view.visible & (own == 1))
 
 

@@ -40,12 +40,12 @@ def apply_ops(view: View, names: np.ndarray, magnitude: np.ndarray) -> View:
     """Apply to each image the operation that `names` (B,) says, with its `magnitude` (B,)."""
     rows = np.flatnonzero(np.isin(names, GEOMETRIC))
     if len(rows):
-        view = warp(view, _inverse(names[rows], magnitude[rows], *view.images.shape[-2:]), rows)
-    images = view.images.clone()
+        view = warp(view, _inverse(names[rows], magnitude[rows], *view.inputs.shape[-2:]), rows)
+    images = view.inputs.clone()
     for chosen, operation in ((LEVELWISE, _levelwise), (("Color",), _color), (("Sharpness",), _sharpness),
                               (("Hue",), _hue)):
         _put(images, operation, images, names, magnitude, np.isin(names, chosen))
-    return replace(view, images=images)
+    return replace(view, inputs=images)
 
 
 def _put(results: Tensor, operation: Callable, images: Tensor, names: np.ndarray, magnitude: np.ndarray,

@@ -77,13 +77,13 @@ def warp(view: View, inverse: np.ndarray, rows: np.ndarray | None = None, interp
 
     What comes from outside is 0 and not visible.
     """
-    device = view.images.device
+    device = view.inputs.device
     chosen = None if rows is None else on_device(rows, device, torch.int64)
     take = lambda whole: whole if rows is None else whole.index_select(0, chosen)  # noqa: E731
     put = lambda whole, part: part if rows is None else whole.index_copy(0, chosen, part)  # noqa: E731
-    sources = _sources(inverse, *view.images.shape[-2:], device)
+    sources = _sources(inverse, *view.inputs.shape[-2:], device)
     sample = _nearest if interpolation == "nearest" else _bilinear
-    view = replace(view, images=put(view.images, sample(take(view.images), sources)))
+    view = replace(view, inputs=put(view.inputs, sample(take(view.inputs), sources)))
     if view.visible is None:
         return view
     visible = sample(take(view.visible)[:, None].byte() * 255, sources)[:, 0] == 255

@@ -20,7 +20,7 @@ def apply(view: View, draw: Draw, *,
     Raises `UserError` if `scale` is not a range.
     """
     check_range("affine.scale", scale)
-    height, width = view.images.shape[-2:]
+    height, width = view.inputs.shape[-2:]
     signed = 2 * draw("affine", 4) - 1
     factor = scale[0] + (scale[1] - scale[0]) * (signed[:, 2] + 1) / 2
     inverse = inverse_affine(translate_x=np.round(signed[:, 0] * translate * width),

@@ -39,7 +39,7 @@ BINS = 10
 
 def apply(view: View, draw: Draw) -> View:
     """Each image takes one of 25 pairs of operations; each of the two happens with its own probability."""
-    for names, magnitude in plan(draw, *view.images.shape[-2:]):
+    for names, magnitude in plan(draw, *view.inputs.shape[-2:]):
         view = apply_ops(view, names, magnitude)
     return view
 

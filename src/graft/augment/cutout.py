@@ -16,11 +16,11 @@ def apply(view: View, draw: Draw, *,
           fill: Annotated[list[float], "[0, 1]", "colour, one number or one per channel; give the data set's mean "
                                                  "for holes that are zero once normalised"] = (0.5,)) -> View:
     """Fill `holes` squares whose centres are uniform over the image; what sticks out is cut off."""
-    height, width = view.images.shape[-2:]
+    height, width = view.inputs.shape[-2:]
     at = draw("cutout", 2 * holes)
-    images = view.images
+    images = view.inputs
     for hole in range(holes):
         boxes = around(np.floor(at[:, 2 * hole] * height), np.floor(at[:, 2 * hole + 1] * width),
                        size // 2, size // 2, height, width)
         images = filled(images, inside(boxes, height, width, images.device), fill, "cutout.fill")
-    return replace(view, images=images)
+    return replace(view, inputs=images)

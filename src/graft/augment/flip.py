@@ -16,9 +16,9 @@ MIRROR = np.diag([-1.0, 1.0, 1.0])
 def apply(view: View, draw: Draw, *, p: Annotated[float, "[0, 1]", "probability"] = 0.5) -> View:
     """Mirror each image left to right with probability `p`."""
     flipped = draw("flip")[:, 0] < p
-    chosen = on_device(flipped, view.images.device, torch.bool)[:, None, None]
-    images = torch.where(chosen[:, None], view.images.flip(-1), view.images)
+    chosen = on_device(flipped, view.inputs.device, torch.bool)[:, None, None]
+    images = torch.where(chosen[:, None], view.inputs.flip(-1), view.inputs)
     if view.matrix is None:
-        return replace(view, images=images)
-    return replace(view, images=images, visible=torch.where(chosen, view.visible.flip(-1), view.visible),
+        return replace(view, inputs=images)
+    return replace(view, inputs=images, visible=torch.where(chosen, view.visible.flip(-1), view.visible),
                    matrix=composed(view.matrix, MIRROR, np.flatnonzero(flipped)))

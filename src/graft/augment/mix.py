@@ -17,7 +17,7 @@ def apply(view: View, draw: Draw, num_classes: int, *,
     """Mix each image with its neighbour in the batch, one way or the other; targets become (B, K)."""
     uniform = draw("mix", 4)
     is_cut = uniform[:, 0] < switch_prob
-    outside, area = cut(beta(uniform[:, 1], alpha_cutmix), uniform[:, 2:], view.images)
-    weight, share = blend(beta(uniform[:, 1], alpha_mixup), view.images)
-    own = torch.where(on_device(is_cut, view.images.device, torch.bool)[:, None, None], outside, weight)
+    outside, area = cut(beta(uniform[:, 1], alpha_cutmix), uniform[:, 2:], view.inputs)
+    weight, share = blend(beta(uniform[:, 1], alpha_mixup), view.inputs)
+    own = torch.where(on_device(is_cut, view.inputs.device, torch.bool)[:, None, None], outside, weight)
     return mixed(view, own, np.where(is_cut, area, share), num_classes)

@@ -23,7 +23,7 @@ def apply(view: View, draw: Draw, *,
     """
     if magnitude >= BINS:
         raise UserError(f"augment.randaugment.magnitude: expected 0 to {BINS - 1}, got {magnitude}")
-    for names, strength in plan(draw, *view.images.shape[-2:], n, magnitude):
+    for names, strength in plan(draw, *view.inputs.shape[-2:], n, magnitude):
         view = apply_ops(view, names, strength)
     return view
 

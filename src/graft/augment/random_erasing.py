@@ -20,9 +20,9 @@ def apply(view: View, draw: Draw, *,
     """
     check_range("random_erasing.scale", scale)
     check_range("random_erasing.ratio", ratio)
-    height, width = view.images.shape[-2:]
+    height, width = view.inputs.shape[-2:]
     uniform = draw("random_erasing", 23)
     boxes, found = proposals(uniform[:, 1:], scale, ratio, height, width, (height - 1, width - 1))
     boxes[~(found & (uniform[:, 0] < p))] = 0
-    mask = inside(boxes, height, width, view.images.device)
-    return replace(view, images=filled(view.images, mask, fill, "random_erasing.fill"))
+    mask = inside(boxes, height, width, view.inputs.device)
+    return replace(view, inputs=filled(view.inputs, mask, fill, "random_erasing.fill"))

@@ -24,7 +24,7 @@ def apply(view: View, draw: Draw, *,
     """
     check_range("resized_crop.scale", scale)
     check_range("resized_crop.ratio", ratio)
-    height, width = view.images.shape[-2:]
+    height, width = view.inputs.shape[-2:]
     boxes, found = proposals(draw("resized_crop", 22), scale, ratio, height, width, (height, width))
     boxes[~found] = _central(height, width, ratio)
     return _resized(view, boxes, size or height, size or width)
@@ -39,19 +39,19 @@ def _central(height: int, width: int, ratio: list[float]) -> list[int]:
 
 def _resized(view: View, boxes: np.ndarray, out_height: int, out_width: int) -> View:
     """The boxes (B, 4) of top, bottom, left, right (ends excluded) of the images as images of the given size."""
-    height, width = view.images.shape[-2:]
-    rows = _weights(boxes[:, :2], height, out_height, view.images.device)
-    columns = _weights(boxes[:, 2:], width, out_width, view.images.device).mT
+    height, width = view.inputs.shape[-2:]
+    rows = _weights(boxes[:, :2], height, out_height, view.inputs.device)
+    columns = _weights(boxes[:, 2:], width, out_width, view.inputs.device).mT
     resample = lambda maps: rows[:, None] @ maps.double() @ columns[:, None]  # noqa: E731
     # halves go up by a margin: their last bit may depend on the device and on the size of the batch
-    images = resample(view.images).add_(0.5 + 1e-9).clamp_(0, 255).to(torch.uint8)
+    images = resample(view.inputs).add_(0.5 + 1e-9).clamp_(0, 255).to(torch.uint8)
     if view.matrix is None:
-        return replace(view, images=images)
+        return replace(view, inputs=images)
     top, bottom, left, right = boxes.T
     inverse = np.zeros((len(boxes), 3, 3))
     inverse[:, 0, 0], inverse[:, 1, 1], inverse[:, 2, 2] = (right - left) / out_width, (bottom - top) / out_height, 1
     inverse[:, 0, 2], inverse[:, 1, 2] = (left + right - width) / 2, (top + bottom - height) / 2
-    return replace(view, images=images, visible=resample(~view.visible[:, None])[:, 0] < 1e-6,
+    return replace(view, inputs=images, visible=resample(~view.visible[:, None])[:, 0] < 1e-6,
                    matrix=composed(view.matrix, inverse))
 
 

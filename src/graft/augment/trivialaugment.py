@@ -12,7 +12,7 @@ BINS = 31
 
 def apply(view: View, draw: Draw) -> View:
     """Each image takes one of 14 operations, one of 31 strengths and, where there is one, a random sign."""
-    return apply_ops(view, *plan(draw, *view.images.shape[-2:]))
+    return apply_ops(view, *plan(draw, *view.inputs.shape[-2:]))
 
 
 def plan(draw: Draw, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

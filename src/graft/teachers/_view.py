@@ -39,12 +39,12 @@ class TeacherView:
         """The teacher's outputs for this view, and which of the (B, T) tokens may be compared (None: all)."""
         if self.config.view == "augmented":
             with self.run.autocast():
-                out = self.teacher(view.images, features=self.features)
+                out = self.teacher(view.inputs, features=self.features)
         elif self.cache:
             out = self.cache.fetch(batch.index)
         else:
             with self.run.autocast():
-                out = self.teacher(to_float(batch.images), features=self.features)
+                out = self.teacher(to_float(batch.inputs), features=self.features)
         maps = {name: pool_tokens(tokens, self.grid) if name.startswith("patch") else tokens
                 for name, tokens in out.features.items()}
         logits, visible = out.logits, None

@@ -1,0 +1,153 @@
+"""What a task of questions and answers is: items in three splits, as token ids, and how an answer is judged."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graft import keyed
+from graft.errors import UserError
+from graft.outputs import Tokens, on_device
+from graft.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question, already worded as the user's turn, with its worked answer."""
+
+    id: int  # its row in the source file; with the few-shot seed it decides which worked examples it gets
+    question: str
+    answer: str  # the assistant's turn
+    gold: str  # what an extracted prediction must equal
+    group: str = ""  # worked examples come from the same group
+
+
+class Ragged:
+    """Lists of token ids as one flat array."""
+
+    def __init__(self, lists: Sequence[Sequence[int]]):
+        self.lengths = torch.tensor([len(ids) for ids in lists], dtype=torch.int64)
+        self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
+        flat = np.fromiter((token for ids in lists for token in ids), np.int32, int(self.offsets[-1]))
+        self.flat = torch.from_numpy(flat)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.flat[self.offsets[i]:self.offsets[i + 1]]
+
+
+def sequences(prompts: Ragged, answers: Ragged, index_B: Tensor, split: str,
+              device: torch.device) -> tuple[Tokens, Tensor]:
+    """Prompt + answer of the items at `index_B`, padded at the end, and their answer tokens `(N,)`, on the device."""
+    index = index_B.tolist()
+    pairs = [(prompts[i], answers[i]) for i in index]
+    width = max(len(p) + len(a) for p, a in pairs)
+    ids = torch.zeros(len(pairs), width, dtype=torch.int64)
+    rows = []
+    for b, (prompt, answer) in enumerate(pairs):
+        ids[b, :len(prompt) + len(answer)] = torch.cat([prompt, answer])
+        start = b * width + len(prompt) - 1  # the output at position t predicts token t + 1
+        rows.append(torch.arange(start, start + len(answer)))
+    targets = torch.cat([answer for _, answer in pairs])
+    tokens = Tokens(on_device(ids, device, torch.int64), on_device(torch.cat(rows), device, torch.int64),
+                    answers.lengths[index_B], index_B, split)
+    return tokens, on_device(targets, device, torch.int64)
+
+
+class TextSplit:
+    """Items of a split and their ids without worked examples."""
+
+    resident = True
+
+    def __init__(self, name: str, items: Sequence[Item], prompt: Prompt):
+        self.name, self.items, self.device = name, list(items), torch.device("cpu")
+        self.prompts = Ragged(prompt.prompt_ids([((), item.question) for item in self.items]))
+        self.answers = Ragged(prompt.answer_ids([item.answer for item in self.items]))
+        self.lengths = self.prompts.lengths + self.answers.lengths
+        self.groups: dict[str, list[int]] = {}
+        for i, item in enumerate(self.items):
+            self.groups.setdefault(item.group, []).append(i)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to(self, device: torch.device | str, workers: int | None = None) -> "TextSplit":
+        """Deliver to `device` from now on. Returns the split itself."""
+        self.device = torch.device(device)
+        return self
+
+    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
+        """Sequences and answer tokens `(N,)` int64 on the device, for each index tensor `(B,)`."""
+        for index_B in order:
+            yield sequences(self.prompts, self.answers, index_B, self.name, self.device)
+
+    def positions(self, index: Tensor) -> int:
+        """Answer tokens of the items at `index`."""
+        return int(self.answers.lengths[index].sum())
+
+    def arrange(self, index: Tensor, world: int, accumulate: int) -> Tensor:
+        """The same items with those of like length in one micro-batch, dealt evenly to the processes.
+
+        Sorting within the batch of one optimizer step spares most of the padding and cannot change the gradient.
+        Process r's micro-batch m is rows (r·accumulate + m)·size onwards of what is returned.
+        """
+        by_length = index[torch.argsort(self.lengths[index], descending=True, stable=True)]
+        return by_length.view(accumulate, world, -1).transpose(0, 1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A data set of questions and answers, split; `data_id` says which copy of the data was read."""
+
+    name: str
+    data_id: str
+    items_sha256: str  # of every item of every split
+    prompt: Prompt
+    max_length: int  # tokens of a training item without worked examples
+    left_out: int  # training items that were longer
+    splits: dict[str, TextSplit]  # train, val, test
+    extract: Callable[[str], tuple[str, str]]  # generated text -> prediction: strict, flexible; "" if there is none
+    stop: tuple[str, ...] = ()  # text that ends an answer besides the end-of-turn token
+
+    unit = "items"
+    classes = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Tokens that the next one may be."""
+        return self.prompt.vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of items, tokenizer and template."""
+        about = [self.items_sha256, self.prompt.tokenizer_sha256, self.prompt.template_sha256, self.max_length]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Item], prompt: Prompt, *,
+              val_fraction: float, split_seed: int, subset: int, max_length: int,
+              extract: Callable[[str], tuple[str, str]], stop: tuple[str, ...] = ()) -> TextTask:
+    """A task from its items: validation is held out from `train`, then `subset` items are kept (0: all).
+
+    Training items longer than `max_length` tokens are left out and counted: an answer is never cut. Raises
+    UserError if `subset` asks for more than there are, or nothing is left.
+    """
+    order = keyed.permutation(keyed.key(split_seed, "val"), len(train)).tolist()
+    held_out = round(val_fraction * len(train))
+    kept = order[held_out:]
+    if subset > len(kept):
+        raise UserError(f"task.subset: {name} has {len(kept)} training items, got {subset}")
+    chosen = {"train": [train[i] for i in sorted(kept[:subset or None])],
+              "val": [train[i] for i in sorted(order[:held_out])], "test": list(test)}
+    digest = hashlib.sha256(json.dumps({key: [astuple(item) for item in items] for key, items in chosen.items()},
+                                       sort_keys=True).encode()).hexdigest()
+    splits = {key: TextSplit(key, items, prompt) for key, items in chosen.items()}
+    fits = (splits["train"].lengths <= max_length).tolist()
+    if not all(fits):
+        splits["train"] = TextSplit("train", [item for item, ok in zip(chosen["train"], fits) if ok], prompt)
+    if not len(splits["train"]):
+        raise UserError(f"task.max_length: no training item of {name} fits {max_length} tokens")
+    return TextTask(name, data_id, digest, prompt, max_length, fits.count(False), splits, extract, stop)
