@@ -27,10 +27,12 @@ def load(tokenizer: str, revision: str = "", layout: str = "auto") -> "Prompt":
     Raises UserError if there is no such tokenizer, or if the `layout` does not suit it.
     """
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, revision=revision or None)
-    except (OSError, ValueError, KeyError) as error:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, revision=revision or None, trust_remote_code=False)
+    except Exception as error:  # a damaged tokenizer.json raises nothing more special
         raise UserError(f"task.tokenizer: {tokenizer}: no tokenizer there ({str(error).splitlines()[0][:200]}); "
                         "expected a folder with tokenizer.json, or a model of the hub that can be reached") from None
+    if not loaded.is_fast or len(loaded) <= len(loaded.all_special_tokens):  # a lone config.json makes an empty one
+        raise UserError(f"task.tokenizer: {tokenizer}: has no tokenizer.json")
     if layout == "auto":
         layout = "chat" if loaded.chat_template else "plain"
     if layout == "chat" and not loaded.chat_template:
@@ -49,7 +51,8 @@ class Prompt:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: str):
         self.tokenizer, self.layout = tokenizer, layout
         bos = tokenizer.bos_token_id
-        self._start = [bos] if layout == "plain" and bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+        itself = bos is not None and tokenizer("")["input_ids"][:1] == [bos]  # the tokenizer puts one
+        self._start = [bos] if layout == "plain" and itself else []
         self.end = self._end_of_turn() if layout == "chat" else [tokenizer.eos_token_id]
         if self.end == [None]:
             raise UserError(f"task.tokenizer: {tokenizer.name_or_path} has no end-of-sequence token")
@@ -57,7 +60,9 @@ class Prompt:
     def _end_of_turn(self) -> list[int]:
         text = self._chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}], False)
         rest = self._ids([text[text.rindex(_MARK) + len(_MARK):]])[0]
-        return rest[:1] or [self.tokenizer.eos_token_id]
+        # The first special token: the template may write a space before it and a newline after it.
+        added = self.tokenizer.added_tokens_decoder
+        return [token for token in rest if token in added and added[token].special][:1] or [self.tokenizer.eos_token_id]
 
     def _chat(self, messages: list[dict[str, str]], generate: bool) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **VARIABLES)
@@ -70,7 +75,8 @@ class Prompt:
         """What a model reads before its answer (BOS apart, in plain layout)."""
         if self.layout == "plain":
             return "".join(f"{q}\n{a}\n\n" for q, a in shots) + f"{question}\n"
-        turns = [{"role": role, "content": content} for shot in shots for role, content in zip(("user", "assistant"), shot)]
+        roles = ("user", "assistant")
+        turns = [{"role": role, "content": content} for shot in shots for role, content in zip(roles, shot)]
         return self._chat([*turns, {"role": "user", "content": question}], True)
 
     def prompt_ids(self, asked: Sequence[tuple[Sequence[Shot], str]]) -> list[list[int]]:
@@ -83,7 +89,7 @@ class Prompt:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     @property
     def vocabulary(self) -> int:
@@ -93,7 +99,9 @@ class Prompt:
     @property
     def tokenizer_sha256(self) -> str:
         """Digest of what the tokenizer does: two models may be compared token by token only where it is equal."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        about = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        del about["padding"], about["truncation"]  # of the last call
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @property
     def template_sha256(self) -> str:

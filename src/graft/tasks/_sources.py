@@ -39,7 +39,7 @@ def load(source: Source, kind: str, root: str, revision: str) -> tuple[dict[str,
     """
     folder, origin = data_root(root, source.name), kind
     if kind == "hub":
-        folder = _from_hub(source, revision)
+        folder = from_hub(source.name, source.hub, revision)
         origin = f"{source.hub}@{revision[:7]}"
     elif kind == "auto":
         origin = "torchvision" if not _parquet_files(folder, "train") and (folder / source.torchvision).is_dir() \
@@ -170,15 +170,18 @@ def _verify(source: Source, root: Path) -> None:
             raise UserError(f"{source.name}: {path} is damaged: its md5 is not the published {md5}")
 
 
-def _from_hub(source: Source, revision: str) -> Path:
-    """The local copy of the hub's repository at one commit, downloaded if it is not there yet."""
+def from_hub(name: str, hub: str, revision: str) -> Path:
+    """The local copy of the parquet files of repository `hub` at one commit, downloaded if it is not there yet.
+
+    Raises `UserError` if `revision` is no commit, or the hub cannot be reached.
+    """
     if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise UserError(f"task.revision: source hub needs a commit of {source.hub}, 40 hex digits, got {revision!r}")
+        raise UserError(f"task.revision: source hub needs a commit of {hub}, 40 hex digits, got {revision!r}")
     from huggingface_hub import snapshot_download  # slow to import
 
     try:
-        return Path(snapshot_download(source.hub, repo_type="dataset", revision=revision,
+        return Path(snapshot_download(hub, repo_type="dataset", revision=revision,
                                       allow_patterns="*.parquet"))
     except Exception as error:  # HTTP, offline, disk: no common error
-        raise UserError(f"{source.name}: cannot get {source.hub}@{revision[:7]} from the hub: "
+        raise UserError(f"{name}: cannot get {hub}@{revision[:7]} from the hub: "
                         f"{' '.join(str(error).split())}") from None

@@ -1,0 +1,103 @@
+"""From generated text to the answer in it: strictly, as the worked examples write it, and as kindly as is usual.
+
+Every function returns (strict, flexible), "" where there is none. Gold answers go through the same functions.
+"""
+
+import re
+
+_SIGN = r"[-+−]"
+# After the mark commas are dropped wherever they stand; anywhere else they must separate thousands, for "1,2 or 3"
+# are three numbers. Digits are ASCII, and kept as text: a model may write thousands of them.
+_STRICT = re.compile(rf"####\s*({_SIGN}?)\s?\\?\$?\s?({_SIGN}?)([0-9][0-9,]*|(?=\.[0-9]))(?:\.([0-9]+))?")
+_ANYWHERE = re.compile(
+    rf"(?:(?<![\w)])({_SIGN}))?\\?\$?(?:(?<=\$)({_SIGN}))?(?<![A-Za-z_0-9])"
+    r"([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<![0-9])(?=\.[0-9]))(?:\.([0-9]+))?")
+
+
+def number(text: str) -> tuple[str, str]:
+    """The last number after `####`, and else the last number anywhere, as `normal_number` writes it.
+
+    Signs, `$`, `%`, thousands separators and decimals are understood; a minus between two words is a dash.
+    """
+    strict = _last_number(_STRICT, text)
+    return strict, strict or _last_number(_ANYWHERE, text)
+
+
+def _last_number(pattern: re.Pattern[str], text: str) -> str:
+    found = ""
+    for match in pattern.finditer(text):
+        found = normal_number(*match.groups(default=""))
+    return found
+
+
+def normal_number(sign: str, inner_sign: str, whole: str, fraction: str) -> str:
+    """One spelling for equal numbers: no separators, no leading or trailing zeros, no plus, no negative zero."""
+    whole, fraction = whole.replace(",", "").lstrip("0") or "0", fraction.rstrip("0")
+    value = f"{whole}.{fraction}" if fraction else whole
+    return f"-{value}" if value != "0" and {sign, inner_sign} & {"-", "−"} else value
+
+
+# --------------------------------------------------------------------------------------------- LaTeX
+
+def boxed(text: str) -> tuple[str, str]:
+    r"""The last complete `\boxed{…}` (or `\fbox{…}`, `\boxed 5`) as `normal_latex` writes it; else the last number."""
+    strict = ""
+    for match in re.finditer(r"\\f?box(?:ed)?\s*(\{|[^\s{}$.,]+)", text):
+        inside = _braced(text, match.end()) if match[1] == "{" else match[1]
+        strict = normal_latex(inside) if inside is not None else strict
+    return strict, strict or number(text)[1]
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What stands between an opening brace just before `start` and the one that closes it."""
+    depth = 1
+    for match in re.compile(r"\\.|[{}]", re.S).finditer(text, start):  # \{ and \} are no braces
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return text[start:match.start()]
+    return None
+
+
+_REWRITE = [(re.compile(pattern), by) for pattern, by in [
+    (r"\\[!,;: ]|\\q?quad\b|~|\\left(?![a-z])|\\right(?![a-z])", ""),  # spacing, and the size of brackets
+    (r"\\?[$%]", ""),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree|°", ""),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"(?<=\S)\s*\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[0-9]\}?)?\s*$", ""),  # a unit at the end
+    (r"\\(?:text|textbf|textit|mbox|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1"),
+    (r"\{,\}", ","),
+    (r"\s+", ""),
+    (r"\\frac([0-9])([0-9])", r"\\frac{\1}{\2}"), (r"\\frac([0-9])\{", r"\\frac{\1}{"),
+    (r"\\frac(\{[^{}]*\})([0-9])", r"\\frac\1{\2}"),
+    (r"\\sqrt([0-9])", r"\\sqrt{\1}"),
+    (r"^(-?)([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}"),
+    (r"\.$", ""),
+    (r"^[A-Za-z]=(?=.)", ""),
+]]
+_NUMBER = re.compile(r"([-+]?)()([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.([0-9]+))?")
+
+
+def normal_latex(answer: str) -> str:
+    r"""One spelling for answers that LaTeX can write in several ways; no algebra.
+
+    Dropped: spaces, `$`, `%`, degrees, `\left` and `\right`, a unit in `\text{}` at the end, one `x=` at the
+    start, a final full stop. Made alike: `\dfrac`, `\tfrac`, `\frac12`, `1/2`; `\sqrt2`; `\text{A}` and A; numbers.
+    """
+    for pattern, by in _REWRITE:
+        answer = pattern.sub(by, answer)
+    match = _NUMBER.fullmatch(answer)
+    return normal_number(*match.groups(default="")) if match and answer.strip("+-") else answer
+
+
+# -------------------------------------------------------------------------------------------- letters
+
+def letter(text: str) -> tuple[str, str]:
+    """The letter A to E of the last "answer is (X)"; else of the last "answer is X", the last (X), the last X alone."""
+    strict = _last(r"(?i:answer is) \(([A-E])\)", text)
+    return strict, (strict or _last(r"(?i:answer is)\W{0,4}([A-E])\b", text) or _last(r"\(([A-E])\)", text)
+                    or _last(r"(?<![\w'’])([A-E])(?![\w'’])", text))
+
+
+def _last(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    return found[-1] if found else ""

@@ -1,0 +1,39 @@
+"""GSM8K: 8,792 school word problems with worked solutions (Cobbe et al. 2021, arXiv:2110.14168)."""
+
+from typing import Annotated
+
+from graft import prompts
+from graft.tasks import _rows
+from graft.tasks._answers import number
+from graft.tasks._text import TextTask, text_task
+
+TEXT = True
+PUBLISHED = _rows.Published("gsm8k", "openai/gsm8k", "main", {"train": ("train", 7_473), "test": ("test", 1_319)})
+
+
+def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model on the hub"],
+          tokenizer_revision: Annotated[str, "", "the commit of that model; empty: its newest"] = "",
+          layout: Annotated[str, "auto | chat | plain", "auto: the tokenizer's chat template, if it has one"] = "auto",
+          source: Annotated[str, "auto | local | hub",
+                            "where from; auto: root, or if it has nothing and there is a revision, the hub"] = "auto",
+          root: Annotated[str, "", "folder of train.jsonl and test.jsonl; empty: $GRAFT_DATA/gsm8k, or "
+                                   "data/gsm8k"] = "",
+          revision: Annotated[str, "", "source hub: the commit of openai/gsm8k, 40 hex digits"] = "",
+          max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 512,
+          val_fraction: Annotated[float, "[0, 0.5]", "part of the training items held out for validation"] = 0.05,
+          split_seed: Annotated[int, ">= 0", "which items those are"] = 0,
+          subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0) -> TextTask:
+    """GSM8K with its official test split; the answer is the solution as published, which ends with `#### n`."""
+    items, data_id = _rows.load(PUBLISHED, source, root, revision, _read)
+    return text_task("gsm8k", data_id, items["train"], items["test"],
+                     prompts.load(tokenizer, tokenizer_revision, layout), val_fraction=val_fraction,
+                     split_seed=split_seed, subset=subset, max_length=max_length, extract=number,
+                     stop=("\n\nQuestion:",))
+
+
+def _read(row: _rows.Row) -> tuple[str, str, str]:
+    answer = _rows.text(row, "answer")
+    gold, _ = number(answer)
+    if not gold:
+        raise ValueError(f"answer: expected a number after ####, got {answer[-60:]!r}")
+    return f"Question: {_rows.text(row, 'question')}", answer, gold
