@@ -283,6 +283,10 @@ def _check_together(config: Config, who: Callable[[str], str], sources: list[str
         wants_teacher = any("teacher" in name for name in schema.part_tensors("losses", term.name))
         need(not (wants_teacher and term.used) or config.teacher.name != "none", f"{here}.name",
              f"{term.name} needs a teacher; teacher.name is none", "teacher.name")
+        args = term.args
+        need(term.name != "topk" or "mse" in args["form"] or args["tail"] != "bucket" or args["tau"] == 1,
+             f"{here}.tail", f"bucket needs tau 1, the temperature of the teacher's logsumexp, got {args.get('tau')}; "
+             "use tail: renormalise", f"{here}.tau", f"{here}.form")
     teacher = config.teacher
     mixes = {op.name for op in config.augment}
     aligned = teacher.name != "none" and teacher.view == "aligned"
