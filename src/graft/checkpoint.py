@@ -2,11 +2,12 @@
 
 A checkpoint is a folder `checkpoint-<step>` with
 
-    model.safetensors      the student
+    model.safetensors      the student; adapter_model.safetensors where only adapters were trained
     average.safetensors    its EMA or SWA weights, if the run keeps them
     objective.safetensors  projectors and heads, if the objective has any
     optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
     trainer.json           step, epoch, world size, config digest, best validation score, early stopping
+    config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools
     manifest.json          name -> size and sha256 of the files above; written last
 
 It is written under a temporary name, synced to disk, then renamed: a kill at any point leaves the previous
@@ -31,6 +32,7 @@ from graft.errors import NoValidCheckpoint, UserError
 
 SCHEMA_VERSION = 1
 PATTERN = re.compile(r"^checkpoint-(\d+)$")
+STUDENT = ("model", "adapter_model")  # stems of the student's weights: one of them
 
 
 def sha256(path: Path) -> str:
@@ -67,10 +69,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any],
-         info: dict[str, Any], keep: int, best_step: int | None = None) -> Path:
+         info: dict[str, Any], keep: int, best_step: int | None = None, texts: dict[str, str] | None = None) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.
 
-    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict. Raises OSError, with
+    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `texts` other files' names to
+    their content. Raises OSError, with
     nothing left behind, when the disk is full.
     """
     final = path_of(run_dir, step)
@@ -80,7 +83,10 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
     try:
         temporary.mkdir(parents=True)
         for stem, state in tensors.items():
-            save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, temporary / f"{stem}.safetensors")
+            save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, temporary / f"{stem}.safetensors",
+                      metadata={"format": "pt"})  # transformers wants to be told
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         torch.save(optimizer, temporary / "optim.pt")
         (temporary / "trainer.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **info}))
         files = sorted(temporary.iterdir())
@@ -127,7 +133,8 @@ def verify(path: Path) -> None:
     """Raise UserError naming the first file that is missing, cut short or changed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        names = {"model.safetensors", "optim.pt", "trainer.json"} - set(manifest)
+        weights = next((stem for stem in STUDENT if f"{stem}.safetensors" in manifest), STUDENT[0])
+        names = {f"{weights}.safetensors", "optim.pt", "trainer.json"} - set(manifest)
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path}/manifest.json: missing or unreadable") from None
     if names:
@@ -198,5 +205,6 @@ def load_model(run_dir: Path, which: str = "auto", step: int | None = None) -> t
     averaged = path / "average.safetensors"
     if which == "average" and not averaged.exists():
         raise UserError(f"{path}: has no averaged weights; train.average was none")
-    file = averaged if which != "last" and averaged.exists() else path / "model.safetensors"
+    own = next(path / f"{stem}.safetensors" for stem in STUDENT if (path / f"{stem}.safetensors").exists())
+    file = averaged if which != "last" and averaged.exists() else own
     return load_file(file), {**info, "weights": file.stem, "sha256": sha256(file)}

@@ -2,16 +2,18 @@
 
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from graft import keyed, parts, schema
 from graft.errors import UserError
 from graft.options import Term
-from graft.outputs import Outputs
+from graft.outputs import LOGITS_AT_ONCE, Outputs, TopK
 
 Grid = tuple[int, int]
 
@@ -24,6 +26,11 @@ class _Built:
     term: Term
     tensors: tuple[str, ...]  # what its loss wants, by name
     pairs: tuple[tuple[str, str], ...]  # (student feature, teacher feature) per layer; empty: logits only
+
+    @property
+    def position(self) -> str:
+        """Of a language model's logits: `rows` predict the answer tokens, `next` is one position later."""
+        return _position(self.term)
 
 
 class Objective(nn.Module):
@@ -53,6 +60,10 @@ class Objective(nn.Module):
             if "teacher_logits" in tensors and teacher.num_classes != student.num_classes:
                 raise UserError(f"{where}: the teacher has {teacher.num_classes or 'no'} classes, "
                                 f"the student {student.num_classes}")
+            if "teacher_topk" in tensors and not hasattr(teacher, "k"):
+                raise UserError(f"{where}: needs a teacher that gives its largest logits, such as context_lm")
+            if "teacher_topk" in tensors and _position(term) not in teacher.positions:
+                raise UserError(f"{where}: the teacher's cache has no logits for position {term.args['position']}")
             pairs = _pairs(term) if "student_tokens" in tensors else ()
             built.append(_Built(name, term, tensors, pairs))
             projectors = [self._pair(f"{where}, {s} with {t}", name, term, (s, t), student, teacher, seed)
@@ -100,12 +111,14 @@ class Objective(nn.Module):
     @property
     def student_features(self) -> tuple[str, ...]:
         """Names of the features the student must return."""
-        return tuple(dict.fromkeys(s for built in self.terms for s, _ in built.pairs))
+        later = ["next" for built in self.terms if built.position == "next"]
+        return tuple(dict.fromkeys([s for built in self.terms for s, _ in built.pairs] + later))
 
     @property
     def teacher_features(self) -> tuple[str, ...]:
-        """Names of the features the teacher must return."""
-        return tuple(dict.fromkeys(t for built in self.terms for _, t in built.pairs))
+        """Names of the features, or the positions of a language model, that the teacher must return."""
+        positions = [built.position for built in self.terms if "teacher_topk" in built.tensors]
+        return tuple(dict.fromkeys([t for built in self.terms for _, t in built.pairs] + positions))
 
     @property
     def needs_geometry(self) -> bool:
@@ -123,6 +136,11 @@ class Objective(nn.Module):
         """
         return [_weight(built.term, step, total_steps, steps_per_epoch) for built in self.terms]
 
+    def asks_teacher(self, weights: list[float]) -> bool:
+        """Whether any term of a weight above 0 looks at the teacher, so that it has to say something at this step."""
+        return any(weight and any("teacher" in name for name in built.tensors)
+                   for built, weight in zip(self.terms, weights))
+
     def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor, visible: Tensor | None,
                 weights: list[float], *, window: float, micro_share: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch, 0-d, and its unweighted terms by name, detached.
@@ -133,6 +151,8 @@ class Objective(nn.Module):
         computed and has no value.
         """
         assert len(weights) == len(self.terms), f"{len(weights)} weights for {len(self.terms)} terms"
+        if student.head is not None:
+            return self._by_piece(student, teacher, targets, weights, window)
         known = {"logits": student.logits, "distill_logits": student.distill_logits, "targets": targets,
                  "teacher_logits": teacher.logits if teacher is not None else None}
         total, values = None, {}
@@ -148,6 +168,45 @@ class Objective(nn.Module):
             total = weight * value if total is None else total + weight * value
         if total is None:  # every term waits for its warm-up; the step still needs a graph
             total = 0.0 * student.logits.float().sum()
+        return total, values
+
+    def _by_piece(self, student: Outputs, teacher: Outputs | None, targets: Tensor, weights: list[float],
+                  window: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `forward`, for a language model: logits over the vocabulary exist for one piece of positions at a time.
+
+        Where there are several pieces, each is computed again in the backward pass instead of being kept.
+        """
+        hidden = {"rows": student.hidden, **student.features}
+        at_once = max(1, LOGITS_AT_ONCE // student.head.vocabulary)
+        total, values = 0.0, {}
+        for start in range(0, len(targets), at_once):
+            piece = slice(start, start + at_once)
+            tops = {name: TopK(top.values[piece], top.indices[piece], top.logsumexp[piece])
+                    for name, top in (teacher.topk if teacher is not None else {}).items()}
+            states = {name: state[piece] for name, state in hidden.items()}
+            given = (states, student.head, tops, targets[piece], weights, window)
+            if len(targets) > at_once and torch.is_grad_enabled():
+                loss, terms = checkpoint(self._piece, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                loss, terms = self._piece(*given)
+            total = total + loss
+            values = {name: values.get(name, 0.0) + term for name, term in terms.items()}
+        return total, values
+
+    def _piece(self, states: dict[str, Tensor], head: Callable[[Tensor], Tensor], tops: dict[str, TopK],
+               targets: Tensor, weights: list[float], window: float) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = {name: head(states[name])
+                  for name in {built.position for built, weight in zip(self.terms, weights) if weight}}
+        # Every term may wait for its warm-up; the step still needs a graph.
+        total, values = 0.0 * states["rows"].float().sum(), {}
+        for built, weight in zip(self.terms, weights):
+            if weight == 0:
+                continue
+            known = {"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}
+            loss = parts.get("losses", built.term.name)
+            value = loss(*(known[name] for name in built.tensors), **built.term.args).sum() / window
+            values[built.name] = value.detach()
+            total = total + weight * value
         return total, values
 
     def _tokens(self, built: _Built, layer: int, student: Outputs, teacher: Outputs,
@@ -189,6 +248,10 @@ def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
 def _pairs(term: Term) -> tuple[tuple[str, str], ...]:
     ours = term.layers or ["final"]
     return tuple((f"{term.tokens}.{s}", f"{term.tokens}.{t}") for s, t in zip(ours, term.teacher_layers or ours))
+
+
+def _position(term: Term) -> str:
+    return "next" if term.args.get("position") == "published" else "rows"
 
 
 def _least(term: Term) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LOGITS_AT_ONCE = 1 << 26  # a language model's logits are made for that many (position, token) pairs at a time
+
 
 @dataclass
 class Tokens:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graft.options import Part
-from graft.schema import ENTRY
+from graft.schema import ENTRY, part_tensors
 
 
 def get(kind: str, name: str) -> Callable:
@@ -18,5 +18,5 @@ def get(kind: str, name: str) -> Callable:
 
 
 def build(kind: str, part: Part, *given: Any) -> Any:
-    """Call a part's entry function with what the caller has and what the configuration says."""
-    return get(kind, part.name)(*given, **part.args)
+    """Call a part's entry function with as much of what is given as it takes, and what the configuration says."""
+    return get(kind, part.name)(*given[:len(part_tensors(kind, part.name))], **part.args)

@@ -23,8 +23,8 @@ def find(run_dir: Path, choice: str) -> Path | None:
     return checkpoint.newest_valid(run_dir)
 
 
-def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, fingerprint: str) -> str:
-    """Raise UserError if the checkpoint belongs to another configuration, data set or number of processes.
+def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, origin: dict[str, str]) -> str:
+    """Raise UserError if the checkpoint belongs to another configuration, number of processes, data or base model.
 
     Returns a note if only the code differs: that may be a fix, and the next checkpoint records the new commit.
     """
@@ -36,9 +36,10 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     if info["world_size"] != world:
         raise UserError(f"{path}: was made by {info['world_size']} processes, this is {world}; the result would not be "
                         "bit-identical; launch with the same number")
-    if info["data_fingerprint"] != fingerprint:
-        raise UserError(f"{path}: was made with other data (fingerprint {info['data_fingerprint'][:12]}, "
-                        f"now {fingerprint[:12]})")
+    for key, what in (("data_fingerprint", "other data"), ("base", "another base model")):
+        if info.get(key) != origin.get(key):
+            raise UserError(f"{path}: was made with {what} ({key} {str(info.get(key))[:12]}, now "
+                            f"{str(origin.get(key))[:12]})")
     if info["code_sha"] != code_sha():
         return f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}"
     return ""

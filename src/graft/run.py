@@ -26,13 +26,14 @@ from graft.errors import DiskProblem, NonFinite, Preempted, UserError
 from graft.journal import Journal
 from graft.optim import Average, build_optimizer, lr_at, recompute_batchnorm
 from graft.options import Config
-from graft.outputs import Batch
+from graft.outputs import Batch, Tokens
 from graft.process import StopSignal, accelerator, code_sha, die_with_parent, lock, provenance, write_status
 from graft.resume import find, leaves, refuse_other_run
 from graft.schema import to_steps
-from graft.scoring import score, summary
+from graft.scoring import score, score_answers, summary
 from graft.selection import Selection
 from graft.tasks._task import Task
+from graft.tasks._text import TextTask
 
 BATCHNORM_BATCHES = 50
 PICTURES = 8  # validation images whose attention TensorBoard shows
@@ -50,11 +51,14 @@ class Learner(nn.Module):
         super().__init__()
         self.student, self.objective, self.autocast = student, objective, autocast
 
-    def forward(self, images: Tensor, features: Sequence[str], *rest, **options) -> tuple[Tensor, dict[str, Tensor]]:
-        """`objective(student(images, features), *rest, **options)`: the loss, 0-d, and its terms, detached."""
+    def forward(self, inputs: Tensor | Tokens, features: Sequence[str], *rest,
+                **options) -> tuple[Tensor, dict[str, Tensor]]:
+        """`objective(student(inputs, features), *rest, **options)`: the loss, 0-d, and its terms, detached.
+
+        The losses are fp32 by themselves; the objective is under autocast for a language model's head.
+        """
         with self.autocast():
-            out = self.student(images, features=features)
-        return self.objective(out, *rest, **options)
+            return self.objective(self.student(inputs, features=features), *rest, **options)
 
 
 class Run:
@@ -140,24 +144,26 @@ class Run:
 
     # ---------------------------------------------------------------------------------------- start
 
-    def start(self, task: Task, student: nn.Module, objective: nn.Module, *, average: nn.Module | None = None,
+    def start(self, task: Task | TextTask, student: nn.Module, objective: nn.Module, *,
+              average: nn.Module | None = None,
               evaluate: Callable[[nn.Module], dict[str, float]] | None = None) -> None:
         """Place and wrap the modules, build the optimizer, resume if there is something to resume.
 
         `student` and `objective` (projectors, heads) are trained and saved. `average` is a module the caller
         averages itself and that is scored and exported (the EMA teacher of DINO); otherwise `train.average`
-        decides. `evaluate(module)` replaces classification of the validation split.
+        decides. `evaluate(module)` replaces scoring the labels, or the answers, of the validation split.
         """
         config, train = self.config, self.train
         self.task, self.split = task, task.splits["train"]
-        self.evaluate = evaluate or self._classify
+        self.evaluate = evaluate or (self._read if isinstance(task, TextTask) else self._classify)
         self.steps_per_epoch = len(self.split) // train.batch_size
         if self.steps_per_epoch == 0:
-            raise UserError(f"train.batch_size: {train.batch_size} is more than the {len(self.split)} training images")
+            raise UserError(f"train.batch_size: {train.batch_size} is more than the {len(self.split)} training "
+                            f"{task.unit}")
         self.total_steps = to_steps(train.duration, self.steps_per_epoch)
         if train.batch_size % (self.world * train.accumulate):
-            raise UserError(f"train.batch_size: {train.batch_size} images do not divide into {self.world} processes × "
-                            f"train.accumulate {train.accumulate}")
+            raise UserError(f"train.batch_size: {train.batch_size} {task.unit} do not divide into {self.world} "
+                            f"processes × train.accumulate {train.accumulate}")
         if to_steps(config.optim.warmup, self.steps_per_epoch, self.total_steps) >= self.total_steps:
             raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {self.total_steps} steps of "
                             "the run")
@@ -194,11 +200,15 @@ class Run:
             self._write_metadata()
 
     def _describe(self) -> None:
-        count = sum(p.numel() for p in self.module.parameters())
-        self.print(f"{self.dir}: {self.task.data_id}, {len(self.split)} training images; "
-                   f"student {self.config.student.name}, {count:,} parameters; {self.total_steps} steps = "
+        sizes = [p.numel() for p in self.module.parameters()]
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        few = f" ({trained:,} trained)" if trained < sum(sizes) else ""
+        self.print(f"{self.dir}: {self.task.data_id}, {len(self.split)} training {self.task.unit}; "
+                   f"student {self.config.student.name}, {sum(sizes):,} parameters{few}; {self.total_steps} steps = "
                    f"{self.total_steps / self.steps_per_epoch:.4g} epochs of {self.steps_per_epoch} × "
-                   f"{self.train.batch_size} images on {self.world} × {self.device.type}")
+                   f"{self.train.batch_size} {self.task.unit} on {self.world} × {self.device.type}")
+        for note in self.task.notes:
+            self.print(note)
         if self.step_done:
             self.print(f"resumed at step {self.step_done}")
 
@@ -208,7 +218,7 @@ class Run:
         entry = {**provenance(), "resumed_at": self.step_done, "total_steps": self.total_steps,
                  "world_size": self.world, "config_sha256": self.config.sha256}
         checkpoint.write_text(path, json.dumps({
-            "schema_version": 1, "data": {"id": self.task.data_id, "fingerprint": self.task.fingerprint},
+            "schema_version": 1, "data": self.task.about,
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "attempts": [*attempts, entry]}, indent=1) + "\n")
         checkpoint.write_text(self.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))
@@ -222,7 +232,7 @@ class Run:
         if found[0] is None:
             return
         tensors, optimizer, info = checkpoint.load(found[0])
-        if note := refuse_other_run(found[0], info, self.config, self.world, self.task.fingerprint):
+        if note := refuse_other_run(found[0], info, self.config, self.world, self._origin()):
             self.print(note)
         for stem, module in self._saved_modules().items():
             module.load_state_dict(tensors[stem])
@@ -230,8 +240,14 @@ class Run:
         self.step_done = info["step"]
         self.selection.restore(info["selection"])
 
+    def _origin(self) -> dict[str, str]:
+        """What a checkpoint of this run cannot be continued without, beside its configuration."""
+        base = {"base": self.module.base} if isinstance(self.task, TextTask) else {}
+        return {"data_fingerprint": self.task.fingerprint, **base}
+
     def _saved_modules(self) -> dict[str, nn.Module]:
-        modules = {"model": self.module, "average": self.averaged_module, "objective": self.objective_module}
+        own = getattr(self.module, "stem", "model")  # adapters have another name than a whole model
+        modules = {own: self.module, "average": self.averaged_module, "objective": self.objective_module}
         return {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
 
     # ----------------------------------------------------------------------------------------- loop
@@ -256,24 +272,27 @@ class Run:
             epoch, first = divmod(self.step_done, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
             order = keyed.permutation(keyed.key(self.config.seed, "order", epoch), len(self.split))
-            micros = [order[start:start + self.micro_size] for step in range(first, last)
-                      for start in self._starts(step)]
-            for number, (images, labels) in enumerate(self.split.batches(micros)):
+            windows = [order[step * self.train.batch_size:][:self.train.batch_size] for step in range(first, last)]
+            micros = [micro for window in windows for micro in self._share(window)]
+            for number, (inputs, labels) in enumerate(self.split.batches(micros)):
                 micro = number % self.train.accumulate
                 self._last_micro = micro == self.train.accumulate - 1
                 self.learner.require_backward_grad_sync = self._last_micro  # DDP reduces at the window's end only
                 # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
                 torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.rank))
                 self._stepped = False
-                yield Batch(micros[number], images, labels, epoch, self.step_done,
-                            self.train.batch_size / self.world, 1 / self.train.accumulate)
+                positions = self.split.positions(windows[number // self.train.accumulate])
+                yield Batch(micros[number], inputs, labels, epoch, self.step_done, positions / self.world,
+                            1 / self.train.accumulate)
                 assert self._stepped, "run.step() was not called for this micro-batch"
                 if self.selection.stopped:
                     break
 
-    def _starts(self, step: int) -> list[int]:
-        base = step * self.train.batch_size + self.rank * self.micro_size * self.train.accumulate
-        return [base + micro * self.micro_size for micro in range(self.train.accumulate)]
+    def _share(self, window: Tensor) -> list[Tensor]:
+        """This process's micro-batches of a global batch."""
+        dealt = self.split.arrange(window, self.world, self.train.accumulate)
+        own = self.micro_size * self.train.accumulate
+        return list(dealt[self.rank * own:][:own].split(self.micro_size))
 
     def step(self, loss: Tensor, values: dict[str, Tensor]) -> None:
         """Backward; at the end of the window also clip, check, update, log, evaluate, save.
@@ -381,7 +400,7 @@ class Run:
         rate = (self.step_done - step) * self.train.batch_size / max(1e-9, self._clock[0] - since)
         if self.main:
             lr = self.optimizer.param_groups[0]["lr"]
-            self.journal.write(self.step_done, {**row, "lr": lr, "images_per_second": rate,
+            self.journal.write(self.step_done, {**row, "lr": lr, f"{self.task.unit}_per_second": rate,
                                                 "epoch": self.step_done / self.steps_per_epoch})
             self.bar.set_postfix_str(f"loss {row['train/loss']:.3f}", refresh=False)
 
@@ -393,6 +412,10 @@ class Run:
             self.journal.picture("val/confusion", pictures.confusion(rows, self.task.num_classes), self.step_done)
             self.journal.picture("val/class_attention", pictures.class_attention(module, images), self.step_done)
         return summary(rows)
+
+    def _read(self, module: nn.Module) -> dict[str, float]:
+        return score_answers(module, self.task.splits["val"], self.config.evaluate.batch_size, self.rank, self.world,
+                             self.autocast)
 
     def _exported_ready(self) -> bool:
         return self.averaged_module is not None and (self.average is None or self.average.ready(self.step_done))
@@ -414,7 +437,7 @@ class Run:
         if self.main:
             self.journal.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
                                                 for name, value in metrics.items()})
-        # Time spent scoring is no training time: keep it out of images_per_second.
+        # Time spent scoring is no training time: keep it out of the rate.
         self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
 
     def _training_views(self) -> Iterator[Tensor]:
@@ -433,11 +456,12 @@ class Run:
             info = {"epoch": self.step_done / self.steps_per_epoch, "total_steps": self.total_steps,
                     "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
                     "config": self.config.identity(), "code_sha": code_sha(), "selection": self.selection.state(),
-                    "data_fingerprint": self.task.fingerprint}
+                    **self._origin()}
+            texts = self.module.export_files() if isinstance(self.task, TextTask) else {}
             tensors = {stem: module.state_dict() for stem, module in self._saved_modules().items()}
             try:
                 checkpoint.save(self.dir, self.step_done, tensors, self.optimizer.state_dict(), info, self.train.keep,
-                                self.selection.best and int(self.selection.best["step"]))
+                                self.selection.best and int(self.selection.best["step"]), texts)
                 write_status(self.dir, "running", self.step_done)
             except OSError as error:
                 outcome = [str(error)]
@@ -461,5 +485,6 @@ class Run:
         best = self.selection.best
         if self.main and best:
             self.journal.hparams(leaves(self.config.to_dict()), best)
-        best = f"; best on validation: accuracy {best['accuracy']:.4f} at step {best['step']}" if best else ""
+        name = next((key for key in ("accuracy", "nll") if best and key in best), "")
+        best = f"; best on validation: {name} {best[name]:.4f} at step {best['step']}" if best else ""
         self.print(f"{self.dir}: done at {where}{best}")

@@ -1,14 +1,18 @@
-"""Scoring a classifier example by example, so that comparisons can be paired."""
+"""Scoring a classifier example by example, so that comparisons can be paired; a language model token by token."""
 
 import contextlib
+import math
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate.utils import gather_object
 from torch import nn
 
 from graft.augment import to_float
 from graft.errors import UserError
+from graft.outputs import LOGITS_AT_ONCE
+from graft.tasks._text import TextSplit
 
 
 @torch.no_grad()
@@ -46,6 +50,35 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
     if not np.isfinite(rows["nll"]).all():
         raise UserError(f"example {int(np.argmin(np.isfinite(rows['nll'])))}: the model's logits are not finite")
     return rows
+
+
+@torch.no_grad()
+def score_answers(model: nn.Module, split: TextSplit, batch_size: int, rank: int = 0, world: int = 1,
+                  autocast=contextlib.nullcontext) -> dict[str, float]:
+    """How well the answers of `split` are predicted token by token, each after the true tokens before it.
+
+    `nll` nats per answer token and `token_accuracy`, over all answer tokens of the split; the same on every rank.
+    Raises UserError if they are not finite.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=split.device)
+    by_length = torch.argsort(split.lengths, descending=True, stable=True)[rank::world]
+    for tokens, targets in split.batches(by_length.split(batch_size)):
+        with autocast():
+            out = model(tokens)
+            at_once = max(1, LOGITS_AT_ONCE // out.head.vocabulary)
+            for hidden, wanted in zip(out.hidden.split(at_once), targets.split(at_once), strict=True):
+                log_p = out.head(hidden).float().log_softmax(-1)
+                totals += torch.stack([-log_p.gather(1, wanted[:, None]).sum(dtype=torch.float64),
+                                       (log_p.argmax(1) == wanted).sum(), log_p.new_tensor(len(wanted))])
+    model.train(was_training)
+    if world > 1:
+        dist.all_reduce(totals)
+    loss, correct, count = totals.tolist()
+    if not math.isfinite(loss):
+        raise UserError("validation: the model's logits are not finite")
+    return {"nll": loss / count, "token_accuracy": correct / count}
 
 
 def summary(rows: dict[str, np.ndarray]) -> dict[str, float]:

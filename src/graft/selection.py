@@ -22,7 +22,7 @@ class Selection:
 
     def take(self, scores: dict[str, float], step: int) -> None:
         """Note the scores of `step`: better is a lower `nll`, or a higher `accuracy` where there is no nll (kNN)."""
-        loss = scores.get("nll", 1 - scores["accuracy"])
+        loss = scores["nll"] if "nll" in scores else 1 - scores["accuracy"]
         if self.best is None or loss < self.best["loss"] - self.train.min_delta:
             self.best, self.bad = {**scores, "loss": loss, "step": step}, 0
         else:

@@ -1,13 +1,18 @@
-"""Distil a teacher's logits into a student: does a CNN's view of an image harm a ViT?
+"""Distil a teacher's logits into a student: does a CNN's view harm a ViT? Can a context move into weights?
 
-    L = (1-α)·ce(cls logits, y) + α·kd(distillation-token logits, teacher logits)
+    images:  L = (1-α)·ce(cls logits, y) + α·kd(distillation-token logits, teacher logits)
+    text:    L = ce(answer tokens) + λ·topk(student's logits, teacher's largest logits)
 
-The teacher sees exactly the student's augmented and mixed image (`teacher.view: augmented`), as in DeiT
-(Touvron et al. 2021, arXiv:2012.12877).
+An image teacher sees exactly the student's augmented and mixed image (`teacher.view: augmented`), as in DeiT
+(Touvron et al. 2021, arXiv:2012.12877). A language teacher is the same model with worked examples before the
+question, which the student gets bare (context distillation: Snell et al. 2022, arXiv:2209.15189).
 
     accelerate launch --config_file configs/accelerate/1gpu.yaml src/graft/train_distill.py \\
         --base_config configs/base/cifar10_deit.yaml --config configs/distill/resnet18.yaml \\
         --output_dir experiments/cifar10/resnet18 --seed 0
+    accelerate launch --config_file configs/accelerate/1gpu.yaml src/graft/train_distill.py \\
+        --base_config configs/base/gsm8k_qwen1b7.yaml --config configs/distill/fewshot.yaml \\
+        --output_dir experiments/gsm8k_qwen1b7/distill --seed 0
 """
 
 from graft.command_line import command_line
@@ -28,7 +33,9 @@ def main(cfg: Config) -> None:
     with Run(cfg) as run:
         task = parts.build("tasks", cfg.task)
         student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
-        teacher = parts.build("teachers", cfg.teacher, task).to(run.device) if needs_teacher(cfg.objective) else None
+        teacher = None
+        if needs_teacher(cfg.objective):
+            teacher = parts.build("teachers", cfg.teacher, task, student).to(run.device)
         objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())
@@ -36,10 +43,12 @@ def main(cfg: Config) -> None:
 
         for batch in run.loop():
             view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
-            with run.autocast():
-                seen = teacher(view.inputs, features=objective.teacher_features) if teacher else None
-            loss, values = run.learner(view.inputs, objective.student_features, seen, view.targets, None,
-                                       objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+            weights = objective.weights(batch.step, run.total_steps, run.steps_per_epoch)
+            seen = None
+            if objective.asks_teacher(weights):
+                with run.autocast():
+                    seen = teacher(view.inputs, features=objective.teacher_features)
+            loss, values = run.learner(view.inputs, objective.student_features, seen, view.targets, None, weights,
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)
         run.finish()

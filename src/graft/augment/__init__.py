@@ -14,7 +14,7 @@ from graft import parts
 from graft.errors import UserError
 from graft.keyed import Draw, key
 from graft.options import Part
-from graft.outputs import View, on_device
+from graft.outputs import Tokens, View, on_device
 from graft.schema import part_tensors
 
 
@@ -37,13 +37,15 @@ class Augment:
         # the place in the list is part of the key: an operation listed twice draws twice
         self.keys = [key(seed, "augment", place) for place in range(len(augmentations))]
 
-    def __call__(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, *, num_classes: int,
+    def __call__(self, images: Tensor | Tokens, labels: Tensor, index: Tensor, epoch: int, *, num_classes: int,
                  geometry: bool = False) -> View:
         """Augment images uint8 (B, C, H, W) with labels (B,); `index` (B,), on the CPU, is the key of the draws.
 
-        With `geometry` the view also carries `matrix` and `visible`.
+        With `geometry` the view also carries `matrix` and `visible`. Sequences stay as they are.
         """
         view = View(images, labels)
+        if isinstance(images, Tokens):
+            return view
         if geometry:
             # on the CPU and in float64 while it is composed, so that no small product runs on the device
             view.matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)

@@ -16,7 +16,19 @@ from graft.outputs import on_device
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-class ResidentSplit:
+class _Images:
+    """What every split of images does alike."""
+
+    def positions(self, index: Tensor) -> int:
+        """Scored positions of the images at `index`: one each."""
+        return len(index)
+
+    def arrange(self, index: Tensor, world: int, accumulate: int) -> Tensor:
+        """The order in which a batch is dealt to processes and micro-batches: as it comes."""
+        return index
+
+
+class ResidentSplit(_Images):
     """A split that is one tensor: images uint8 `(N, C, H, W)`, labels int64 `(N,)` (always on the CPU)."""
 
     resident = True
@@ -41,7 +53,7 @@ class ResidentSplit:
             yield self.images.index_select(0, index_B), self._labels_on_device.index_select(0, index_B)
 
 
-class StreamedSplit:
+class StreamedSplit(_Images):
     """A split whose images are decoded when asked for, by `workers` processes (0: by this one).
 
     `decode(i)` gives image i as a uint8 array `(C, H, W)` of one shape; it is pickled to the workers.
@@ -69,7 +81,7 @@ class StreamedSplit:
         order, cuda = [torch.as_tensor(index_B) for index_B in order], self.device.type == "cuda"
         # Its own generator: by default a loader draws from the global one at every pass. And workers of its
         # own: a pass may start while another one over the same split is under way.
-        loader = DataLoader(_Images(self.decode), batch_sampler=[index_B.tolist() for index_B in order],
+        loader = DataLoader(_Decoded(self.decode), batch_sampler=[index_B.tolist() for index_B in order],
                             collate_fn=_as_is, num_workers=self.workers, pin_memory=cuda, generator=torch.Generator())
         for index_B, images in zip(order, loader, strict=True):
             if isinstance(images, UserError):
@@ -79,7 +91,7 @@ class StreamedSplit:
 
 
 @dataclass
-class _Images:
+class _Decoded:
     decode: Callable[[int], np.ndarray]
 
     def __getitems__(self, indices: list[int]) -> Tensor | UserError:
@@ -114,9 +126,17 @@ class Task:
     std: list[float]
     splits: dict[str, Split]  # train, val, test
 
+    unit = "images"
+    notes = ()
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the metadata and results of a run say about its data."""
+        return {"id": self.data_id, "fingerprint": self.fingerprint}
 
 
 def stratified_pick(labels: np.ndarray, count: int, base: int) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""Finding, loading and identifying causal language models, for the student and for its teacher."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from graft import checkpoint
+from graft.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+def folder_of(model: str) -> str:
+    """Where transformers finds `model`: the last checkpoint of a finished run of this project, else what was given.
+
+    Raises UserError if the run is not finished or trained an adapter, which is not a model.
+    """
+    if not (Path(model) / "config.yaml").is_file():
+        return model
+    run = Path(model)
+    _, info = checkpoint.load_model(run, "last")
+    folder = checkpoint.path_of(run, info["step"])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"student.model: {model}: this run's checkpoints are adapters; name a model, or a run of full "
+                        "fine-tuning")
+    return str(folder)
+
+
+def load(key: str, model: str, revision: str, dtype: str, attention: str, random_weights: bool,
+         trust_remote_code: bool) -> PreTrainedModel:
+    """The model with its published weights, or with new ones drawn from the global generator.
+
+    `key` is the configuration key that errors name. Raises UserError if there is no such model.
+    """
+    where, options = folder_of(model), {"revision": revision or None, "trust_remote_code": trust_remote_code}
+    # Without a dtype transformers takes the checkpoint's: full fine-tuning would then have bf16 master weights.
+    placed = {"dtype": DTYPES[dtype], "attn_implementation": attention}
+    logging.disable_progress_bar()  # every process would write one into the log
+    try:
+        if random_weights:
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where, **options), **placed)
+        return AutoModelForCausalLM.from_pretrained(where, **options, **placed)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{key}: {model}: cannot be loaded ({' '.join(str(error).split())[:300]}); expected a folder, "
+                        "a finished run of full fine-tuning, or a model of the hub that can be reached") from None
+
+
+def identity(model: str, revision: str) -> str:
+    """What the weights are: the hub's commit, or a digest of a folder's configuration and weights.
+
+    Of each file 64 evenly spaced blocks of 64 KiB are read, so that 16 GB take no time; other training changes
+    every block.
+    """
+    folder = Path(folder_of(model))
+    if not folder.is_dir():
+        return f"{model}@{AutoConfig.from_pretrained(model, revision=revision or None)._commit_hash}"
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as opened:
+            for i in range(_SAMPLES):
+                opened.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+class Head(nn.Module):
+    """Hidden states after the last norm (n, D) -> logits (n, V), as the model itself computes them.
+
+    Holds the model in a tuple: it is no submodule, its parameters are the model's.
+    """
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__()
+        self._lm = (lm,)
+        self.vocabulary = lm.get_output_embeddings().weight.shape[0]
+        config = lm.config.get_text_config()
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, D) -> (n, V)."""
+        logits = self._lm[0].get_output_embeddings()(hidden) * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+@torch.no_grad()
+def check_head(key: str, lm: PreTrainedModel, head: Head) -> None:
+    """Raise UserError unless decoder and head give the logits that the whole model gives (some scale or cap them)."""
+    ids = torch.arange(4)[None]
+    training = lm.training
+    lm.eval()
+    whole = lm(input_ids=ids, use_cache=False).logits[0].float()
+    apart = head(lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
+    lm.train(training)
+    if not torch.allclose(whole, apart, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise UserError(f"{key}: {type(lm).__name__} does more to its logits than its output embedding; its head is "
+                        "not known here")
+
+
+def about(peft_config: object, folder: Path) -> str:
+    """adapter_config.json as peft writes it."""
+    peft_config.save_pretrained(str(folder))
+    return json.dumps(json.loads((folder / "adapter_config.json").read_text()), indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,127 @@
+"""Any causal language model of transformers, with LoRA adapters or fine-tuned in full."""
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from graft.errors import UserError
+from graft.outputs import Outputs, Tokens
+from graft.students import _language
+from graft.tasks._text import TextTask
+
+TEXT = True
+
+
+def build(task: TextTask, *,
+          model: Annotated[str, "", "folder, finished run of full fine-tuning, or model of the hub"],
+          revision: Annotated[str, "", "of the hub: branch, tag or commit"] = "",
+          lora: Annotated[bool, "", "train LoRA adapters; false: all weights"] = True,
+          rank: Annotated[int, "> 0", "LoRA: rank of an adapter"] = 16,
+          alpha: Annotated[int, "> 0", "LoRA: an adapter's output is scaled by alpha / rank"] = 32,
+          dropout: Annotated[float, "[0, 1)", "LoRA: of an adapter's input"] = 0.05,
+          targets: Annotated[list[str], "", "LoRA: linear layers that get one, by the end of their name"] = (
+              "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+          dtype: Annotated[str, "fp32 | bf16", "of the model's weights; adapters are always fp32"] = "fp32",
+          checkpointing: Annotated[bool, "", "recompute activations in the backward pass: less memory, slower"] = False,
+          attention: Annotated[str, "sdpa | eager | flash_attention_2", "implementation"] = "sdpa",
+          random_weights: Annotated[bool, "", "the architecture alone, newly initialised"] = False,
+          trust_remote_code: Annotated[bool, "", "run code that comes with the model; needs a pinned commit"] = False,
+          ) -> "CausalLM":
+    """The model behind `forward(tokens) -> Outputs`. LoRA: Hu et al. 2021 (arXiv:2106.09685).
+
+    Raises UserError for an unknown model, one with fewer embeddings than the tokenizer has tokens, and for
+    `targets` that it does not have.
+    """
+    lm = _language.load("student.model", model, revision, dtype, attention, random_weights, trust_remote_code)
+    rows = lm.get_input_embeddings().weight.shape[0]
+    if rows < task.num_classes:
+        raise UserError(f"task.tokenizer: has {task.num_classes} tokens, student.model {model} has {rows} embeddings")
+    head = _language.Head(lm)
+    _language.check_head("student.model", lm, head)
+    base = "random" if random_weights else _language.identity(model, revision)
+    lm.config.use_cache = False
+    if checkpointing:
+        # In this order, or the first layers get no gradient: checkpointing, inputs that require one, then adapters.
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora:
+            lm.enable_input_require_grads()
+    if lora:
+        layers = [name.rpartition(".")[2] for name, _ in lm.named_modules()]
+        if missing := [name for name in targets if name not in layers]:
+            raise UserError(f"student.targets: {model} has no layer {', '.join(missing)}")
+        adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
+                              bias="none", target_modules=list(targets))
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
+            lm = get_peft_model(lm, adapters)
+    return CausalLM(lm, head, lora, base, model, revision, task.num_classes)
+
+
+class CausalLM(nn.Module):
+    """A causal LM that computes logits where they are asked for.
+
+    `base` identifies the weights it started from, those of `source` at `revision`. `state_dict` holds what was
+    trained, in the names of transformers (all weights) or peft (the adapters), so a checkpoint's folder is a
+    model or an adapter for every other tool.
+    """
+
+    def __init__(self, lm: nn.Module, head: _language.Head, lora: bool, base: str, source: str, revision: str,
+                 num_classes: int):
+        super().__init__()
+        self.lm, self.head, self.lora, self.num_classes = lm, head, lora, num_classes
+        self.base, self.source, self.revision = base, source, revision
+        self.stem = "adapter_model" if lora else "model"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model, its adapters inside where there are any."""
+        return self.lm.get_base_model() if self.lora else self.lm
+
+    def forward(self, tokens: Tokens, features: Sequence[str] = ()) -> Outputs:
+        """Hidden states (N, D) where an answer token is predicted, and the head; feature `next`: one position on."""
+        hidden = self.model.get_decoder()(input_ids=tokens.ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        later = {"next": hidden[tokens.rows + 1]} if "next" in features else {}
+        return Outputs(None, features=later, hidden=hidden[tokens.rows], head=self.head)
+
+    @contextlib.contextmanager
+    def untrained(self) -> Iterator[None]:
+        """The model without its adapters and without dropout, for a forward pass; not for a backward pass."""
+        training = self.lm.training
+        self.lm.eval()
+        with self.lm.disable_adapter():
+            yield
+        self.lm.train(training)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Trained weights: the adapters, or all without the second name of tied ones."""
+        if self.lora:
+            return get_peft_model_state_dict(self.lm)
+        state = self.lm.state_dict()
+        tied = self.lm.config.get_text_config().tie_word_embeddings
+        return {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
+        """Put trained weights back. Raises UserError if they are another model's."""
+        if state.keys() != self.state_dict().keys():
+            raise UserError("the checkpoint's weights are of another architecture or have other adapters")
+        if self.lora:
+            set_peft_model_state_dict(self.lm, state)
+        else:
+            self.lm.load_state_dict(state, strict=False)
+            self.lm.tie_weights()
+
+    def export_files(self) -> dict[str, str]:
+        """What a checkpoint's folder needs besides the weights to be loaded elsewhere: name -> text."""
+        if not self.lora:
+            files = {"config.json": self.lm.config.to_json_string(use_diff=True)}
+            if self.lm.generation_config is not None:
+                files["generation_config.json"] = self.lm.generation_config.to_json_string()
+            return files
+        with tempfile.TemporaryDirectory() as folder:
+            return {"adapter_config.json": _language.about(self.lm.peft_config["default"], Path(folder))}

@@ -1,0 +1,119 @@
+"""The language model itself, or another one, reading worked examples before the question that the student gets bare."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from graft import prompts
+from graft.errors import UserError
+from graft.outputs import Outputs, Tokens, TopK
+from graft.students import _language
+from graft.students.causal_lm import CausalLM
+from graft.tasks._context import Context, encode
+from graft.tasks._text import TextTask, sequences
+from graft.teachers import _topk_cache
+from graft.teachers._freeze import freeze
+from graft.teachers._topk import divide, join, top_k, within
+
+TEXT = True
+
+
+def build(task: TextTask, student: CausalLM, *,
+          context: Annotated[str, "fewshot | zeroshot | shuffled_answers | wrong_shots | random_shots",
+                             "what the teacher reads before the question (see tasks/_context.py)"] = "fewshot",
+          shots: Annotated[int, ">= 0", "worked examples"] = 8,
+          fewshot_seed: Annotated[int, ">= 0", "which ones; independent of the training seed"] = 42,
+          max_length: Annotated[int, "> 0", "tokens of the teacher's sequence; examples that do not fit are dropped"]
+          = 4096,
+          k: Annotated[int, "> 0", "logits kept at each answer token, the largest ones"] = 256,
+          serve: Annotated[str, "adapter | copy | cache", "adapter: the student's own weights without its adapters; "
+                           "copy: a second, frozen model; cache: what scripts/cache_teacher.py computed"] = "adapter",
+          path: Annotated[str, "", "cache: its folder; empty: found by its content in $GRAFT_CACHE or cache/"] = "",
+          cache_dtype: Annotated[str, "fp16 | fp32", "cache: of the logits on disk"] = "fp16",
+          precision: Annotated[str, "fp32 | bf16", "cache: what it was computed in; write ${train.precision}"] = "fp32",
+          model: Annotated[str, "", "copy, cache: another model with the same tokenizer; empty: the student's"] = "",
+          revision: Annotated[str, "", "copy, cache: of that model on the hub"] = "",
+          dtype: Annotated[str, "fp32 | bf16", "copy, cache: of the weights of that model"] = "fp32",
+          batch_tokens: Annotated[int, "> 0", "tokens per forward pass, padding included"] = 16384) -> nn.Module:
+    """A frozen teacher: `forward(tokens, features)` gives the top-K logits at the student's positions.
+
+    Raises UserError where student, model, tokenizer, K or cache do not fit, before anything is trained.
+    """
+    settings = settings_of(task, context, shots, fewshot_seed, max_length)
+    if k > task.num_classes:
+        raise UserError(f"teacher.k: {k} is more than the {task.num_classes} tokens of the vocabulary")
+    if serve == "cache":
+        base = _language.identity(model, revision) if model else student.base
+        wanted = _topk_cache.about(task, settings, base, precision, cache_dtype)
+        return _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, k, path), wanted, k, task)
+    if serve == "copy":
+        own = frozen_lm(task, model or student.source, revision if model else student.revision, dtype)
+        return freeze(ContextLM(task, settings, own, k, batch_tokens))
+    if not student.lora or model:
+        raise UserError("teacher.serve: adapter needs a LoRA student and teaches with its own model; use cache or copy")
+    return freeze(ContextLM(task, settings, student, k, batch_tokens, student.untrained))
+
+
+def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max_length: int) -> Context:
+    """The worked examples that a configuration asks for. Raises UserError where they are impossible."""
+    if context == "shuffled_answers" and shots < 2:
+        raise UserError(f"teacher.shots: shuffled_answers needs at least 2 examples, got {shots}")
+    if max_length < task.max_length:
+        raise UserError(f"teacher.max_length: must be at least task.max_length {task.max_length}, got {max_length}")
+    return Context(context, shots, fewshot_seed, max_length)
+
+
+def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
+    """A model that is never trained. Raises UserError if its tokenizer is not the task's."""
+    folder = _language.folder_of(model)
+    if folder == model:  # a run of this project has no tokenizer beside its weights
+        theirs = prompts.load(model, revision, task.prompt.layout).tokenizer_sha256
+        if theirs != task.prompt.tokenizer_sha256:
+            raise UserError(f"teacher.model: {model} has another tokenizer than task.tokenizer; logits cannot be "
+                            "compared token by token")
+    lm = _language.load("teacher.model", model, revision, dtype, "sdpa", False, False)
+    head = _language.Head(lm)
+    _language.check_head("teacher.model", lm, head)
+    return freeze(CausalLM(lm, head, False, _language.identity(model, revision), model, revision, task.num_classes))
+
+
+class ContextLM(nn.Module):
+    """A teacher that computes: it encodes its sequences once, and its logits where they are asked for.
+
+    `lm` is run inside `alone()`. With an `alone` it is the student, which must not become a part of its own
+    teacher, so it is held in a tuple, out of sight of `parameters()`.
+    """
+
+    num_classes = 0  # it gives its largest logits, never all
+    positions = ("rows", "next")
+
+    def __init__(self, task: TextTask, context: Context, lm: CausalLM, k: int, batch_tokens: int,
+                 alone: Callable[[], AbstractContextManager] | None = None):
+        super().__init__()
+        self.k, self.batch_tokens, self.alone = k, batch_tokens, alone or contextlib.nullcontext
+        self.own = None if alone else lm
+        self._lm = (lm,)
+        self.answers = task.splits["train"].answers
+        self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)
+        self.short = sum(d > 0 for d in dropped)  # items that had to drop examples
+
+    @torch.no_grad()
+    def forward(self, tokens: Tokens, features: Sequence[str] = ("rows",)) -> Outputs:
+        """`topk[name]` for each of `features`: `rows` predict the answer tokens, `next` is one position later."""
+        assert tokens.split == "train", "a context is prepared for training items"
+        lengths = self.prompts.lengths[tokens.index] + self.answers.lengths[tokens.index]
+        found: list[dict[str, TopK]] = [{}] * len(lengths)
+        with self.alone():
+            for places in within(lengths, self.batch_tokens):
+                seen, _ = sequences(self.prompts, self.answers, tokens.index[places], "train", tokens.ids.device)
+                out = self._lm[0](seen, features=[name for name in features if name != "rows"])
+                hidden = {"rows": out.hidden, **out.features}
+                tops = {name: divide(top_k(hidden[name], out.head, self.k), seen.counts)
+                        for name in features}
+                for row, place in enumerate(places.tolist()):
+                    found[place] = {name: tops[name][row] for name in features}
+        return Outputs(None, topk={name: join([one[name] for one in found]) for name in features})
