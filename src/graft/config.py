@@ -28,6 +28,8 @@ from graft.schema import NAME, REQUIRED, Field
 
 COMMAND_LINE = "command line"
 MAX_CONFIG_BYTES = 1 << 20
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+LANGUAGE_TENSORS = {"logits", "targets", "teacher_topk"}  # what the terms of a language model are given
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -260,6 +262,15 @@ def _check_together(config: Config, who: Callable[[str], str], sources: list[str
     for key in ("local_scale", "global_scale"):
         low_high = getattr(config.ssl, key)
         need(len(low_high) == 2 and low_high[0] <= low_high[1], f"ssl.{key}", f"expected [low, high], got {low_high}")
+    text = {key: schema.part_constant(PARTS[key][0], getattr(config, key).name, "TEXT") or False
+            for key in ("task", "student", "teacher")}
+    reads = {True: "text", False: "images"}
+    for key in ("student", "teacher"):
+        part = getattr(config, key)
+        need(part.name == "none" or text[key] == text["task"], f"{key}.name", f"{part.name} reads {reads[text[key]]}, "
+             f"task {config.task.name} is of {reads[text['task']]}", "task.name")
+    if text["task"]:
+        _check_text(config, need)
     classes = schema.part_constant("tasks", config.task.name, "CLASSES")
     for k in config.evaluate.topk:
         need(classes is None or k <= classes, "evaluate.topk",
@@ -304,6 +315,29 @@ def _check_together(config: Config, who: Callable[[str], str], sources: list[str
         name = Path(config.output_dir).name
         need(bool(NAME.match(name)), "output_dir",
              f"its last part must be a name of a-z, 0-9, '.', '_', '-', got {name!r}")
+
+
+def _check_text(config: Config, need: Callable[..., None]) -> None:
+    """What a language model cannot do, or only with something else."""
+    need(config.method in ("baseline", "distill"), "method",
+         f"{config.method} is for images; text has baseline and distill", "task.name")
+    need(not config.augment, "augment", "text is not augmented; remove it", "task.name")
+    need(config.train.average == "none", "train.average",
+         "averaged weights of a language model are not exported; use none", "task.name")
+    teacher, student = config.teacher, config.student.args
+    need(not teacher.shuffle and teacher.view == "augmented", "teacher.view", "view and shuffle are for images",
+         "teacher.shuffle")
+    for i, term in enumerate(config.objective):
+        known = set(schema.part_tensors("losses", term.name)) <= LANGUAGE_TENSORS
+        need(known or not term.used, f"objective.{i}.name",
+             f"{term.name} compares what a language model does not give; use ce and topk", "task.name")
+    need(not student["trust_remote_code"] or bool(COMMIT.match(student["revision"])), "student.revision",
+         f"trust_remote_code needs a commit of 40 hex digits, got {student['revision']!r}",
+         "student.trust_remote_code")
+    precision = teacher.args.get("precision", config.train.precision)
+    need(precision == config.train.precision, "teacher.precision",
+         f"must be train.precision {config.train.precision}, got {precision}; write ${{train.precision}}",
+         "train.precision")
 
 
 def _comparable(short: str, long: str) -> bool | None:

@@ -121,6 +121,21 @@ class TextTask:
         return self.prompt.vocabulary
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a run says about its data when it starts."""
+        kept = len(self.splits["train"])
+        left_out = f"{self.left_out} of {kept + self.left_out} training items are longer than task.max_length " \
+                   f"{self.max_length} and left out"
+        return (f"{self.prompt.layout} layout, {int(self.splits['train'].answers.lengths.sum()):,} answer tokens; "
+                + left_out,)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the metadata and results of a run say about its data."""
+        return {"id": self.data_id, "fingerprint": self.fingerprint, "layout": self.prompt.layout,
+                "template_sha256": self.prompt.template_sha256, "tokenizer_sha256": self.prompt.tokenizer_sha256}
+
+    @property
     def fingerprint(self) -> str:
         """Digest of items, tokenizer and template."""
         about = [self.items_sha256, self.prompt.tokenizer_sha256, self.prompt.template_sha256, self.max_length]
