@@ -5,6 +5,7 @@ switch that turns thinking off, or in how an answer begins and ends. A sequence 
 answer ids*, tokenised apart; teacher and student therefore share the answer's ids by construction.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class Prompt:
         """Tokens of the tokenizer, added ones included; a model's embedding may have more rows, never fewer."""
         return len(self.tokenizer)
 
-    @property
+    @functools.cached_property
     def tokenizer_sha256(self) -> str:
         """Digest of what the tokenizer does: two models may be compared token by token only where it is equal."""
         about = json.loads(self.tokenizer.backend_tokenizer.to_str())

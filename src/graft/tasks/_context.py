@@ -8,8 +8,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graft.errors import UserError
 from graft.prompts import Shot
-from graft.tasks._text import Ragged, TextTask
+from graft.tasks._text import Item, Ragged, TextTask
 
 KINDS = ("fewshot", "zeroshot", "shuffled_answers", "wrong_shots", "random_shots")
 
@@ -20,8 +21,8 @@ class Context:
 
     fewshot: `shots` training items of the item's group, other than itself. zeroshot: none. shuffled_answers: the
     same examples, each with the answer of another of them (a derangement: none keeps its own). wrong_shots: the
-    same questions, with the answers of items that are not in the context. random_shots: the words of the same
-    examples in random order.
+    same questions, each with an answer that is not its own, of an item outside the context. random_shots: the words
+    of the same examples in random order.
     """
 
     kind: str = "fewshot"
@@ -31,21 +32,26 @@ class Context:
 
 
 def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
-    """The worked examples of item `i` of a split, before any is dropped for want of room."""
+    """The worked examples of item `i` of a split, before any is dropped for want of room.
+
+    Raises UserError if there are too few training items.
+    """
     if context.kind == "zeroshot" or context.shots == 0:
         return []
     item, train = task.splits[split].items[i], task.splits["train"]
     draw = random.Random(context.seed + item.id)
-    pool = train.groups.get(item.group, [])
-    wanted = context.shots * (2 if context.kind == "wrong_shots" else 1)
+    pool, itself = train.groups.get(item.group, []), [i] if split == "train" else []
+    if len(pool) - len(itself) < context.shots:
+        raise UserError(f"shots: {context.shots} worked examples for item {item.id} of {task.name}, which has "
+                        f"{len(pool) - len(itself)} other training items of its kind")
     # One more than needed, so that the item itself can be left out wherever it turns up.
-    drawn = draw.sample(pool, min(wanted + (split == "train"), len(pool)))
-    picked = [train.items[j] for j in drawn if split != "train" or j != i][:wanted]
-    shots = [(one.question, one.answer) for one in picked[:context.shots]]
-    if context.kind == "shuffled_answers" and len(shots) > 1:
+    picked = [j for j in draw.sample(pool, context.shots + len(itself)) if j not in itself][:context.shots]
+    shots = [(train.items[j].question, train.items[j].answer) for j in picked]
+    if context.kind == "shuffled_answers":
         shots = [(question, shots[j][1]) for (question, _), j in zip(shots, derangement(len(shots), draw))]
     if context.kind == "wrong_shots":
-        shots = [(question, other.answer) for (question, _), other in zip(shots, picked[context.shots:])]
+        around = {*picked, *itself}
+        shots = [(question, _foreign(train.items, pool, around, answer, draw)) for question, answer in shots]
     if context.kind == "random_shots":
         shots = [(_scramble(question, draw), _scramble(answer, draw)) for question, answer in shots]
     return shots
@@ -53,10 +59,20 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
 
 def derangement(n: int, draw: random.Random) -> list[int]:
     """A permutation of `range(n)`, n >= 2, that leaves no place as it is; all of them are equally likely."""
+    assert n >= 2
     while True:
         order = draw.sample(range(n), n)
         if all(i != j for i, j in enumerate(order)):
             return order
+
+
+def _foreign(items: Sequence[Item], pool: Sequence[int], around: set[int], own: str, draw: random.Random) -> str:
+    """An answer other than a question's `own`, from the pool without the items `around`."""
+    for _ in range(1000):
+        j = draw.choice(pool)
+        if j not in around and items[j].answer != own:
+            return items[j].answer
+    raise UserError("wrong_shots: found no other answer in 1000 draws; expected more training items, or fewer shots")
 
 
 def _scramble(text: str, draw: random.Random) -> str:

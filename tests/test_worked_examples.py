@@ -1,0 +1,139 @@
+"""Worked examples before a question: whose they are, what each condition changes, what is dropped for want of room."""
+
+import itertools
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from graft import prompts
+from graft.errors import UserError
+from graft.tasks import _context
+from graft.tasks._answers import number
+from graft.tasks._context import Context, choose, derangement, encode
+from graft.tasks._text import Item, TextTask, text_task
+from make_tiny_lm import make
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory) -> prompts.Prompt:
+    return prompts.load(str(make(tmp_path_factory.mktemp("lm"), no_weights=True)))
+
+
+def small_task(prompt: prompts.Prompt, train: list[Item], test: list[Item], val_fraction: float = 0.0) -> TextTask:
+    return text_task("small", "small (made here)", train, test, prompt, val_fraction=val_fraction, split_seed=0,
+                     subset=0, max_length=1000, extract=number)
+
+
+def sums(first: int, count: int) -> list[Item]:
+    """Questions whose answers are all different."""
+    return [Item(i, f"What is {first + i} plus {i}?", f"It is {'so very ' * (i % 7)}<<{first + 2 * i}>>easy.",
+                 str(first + 2 * i)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def task(prompt) -> TextTask:
+    return small_task(prompt, sums(0, 60), sums(1000, 12), val_fraction=0.2)
+
+
+KINDS = [Context(kind, 4) for kind in _context.KINDS]
+
+
+def one_line(call, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def pairs(task, split="train") -> dict[str, str]:
+    return {item.question: item.answer for item in task.splits[split].items}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_worked_examples_are_other_training_items(task, split):
+    seen = Counter()
+    for i, item in enumerate(task.splits[split].items):
+        shots = choose(task, split, i, Context("fewshot", 8))
+        assert len({question for question, _ in shots}) == 8 and item.question not in dict(shots)
+        assert all(pairs(task)[question] == answer for question, answer in shots)
+        seen.update(question for question, _ in shots)
+    assert split != "train" or len(seen) == 48  # every item is an example for somebody
+    assert choose(task, split, 0, Context("zeroshot", 8)) == choose(task, split, 0, Context("fewshot", 0)) == []
+
+
+def test_worked_examples_depend_on_item_and_seed_alone(task, prompt):
+    again = small_task(prompt, sums(0, 60), [], val_fraction=0.2)
+    for i in range(48):
+        of_item = {seed: choose(task, "train", i, Context("fewshot", 8, seed)) for seed in (42, 43, 99)}
+        random.seed(i)
+        assert of_item == {seed: choose(again, "train", i, Context("fewshot", 8, seed)) for seed in (99, 43, 42)}
+        assert of_item[42] != of_item[99]
+    of_test = [choose(task, "test", i, Context("fewshot", 8)) for i in range(12)]
+    assert len({json.dumps(shots) for shots in of_test}) == 12
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_conditions_change_what_they_say_and_nothing_else(task, split):
+    for i, item in enumerate(task.splits[split].items):
+        few, zero, shuffled, wrong, scrambled = (choose(task, split, i, context) for context in KINDS)
+        questions = [question for question, _ in few]
+        assert zero == [] and questions == [q for q, _ in shuffled] == [q for q, _ in wrong]
+        assert sorted(a for _, a in shuffled) == sorted(a for _, a in few)
+        assert all(answer != pairs(task)[question] for question, answer in shuffled)
+        assert not {a for _, a in wrong} & {item.answer, *(pairs(task)[q] for q in questions)}
+        assert {a for _, a in wrong} <= set(pairs(task).values())
+        for (q, a), (mixed_q, mixed_a) in zip(few, scrambled):
+            assert sorted(mixed_q.split(" ")) == sorted(q.split(" "))
+            assert sorted(mixed_a.split(" ")) == sorted(a.split(" "))
+    assert any(few[k] != scrambled[k] for k in range(4))
+
+
+def test_worked_examples_come_from_the_items_group(prompt):
+    items = [Item(i, f"q{i}", f"a{i}", "", "even" if i % 2 == 0 else "odd") for i in range(20)]
+    task = small_task(prompt, items, [Item(0, "qt", "at", "", "odd"), Item(1, "qu", "au", "", "new")])
+    for i, item in enumerate(task.splits["train"].items):
+        for context in KINDS:
+            for question, answer in choose(task, "train", i, context):
+                assert int(question[1:]) % 2 == int(answer[1:]) % 2 == item.id % 2
+    assert all(int(question[1:]) % 2 for question, _ in choose(task, "test", 0, Context(shots=10)))
+    assert "has 9 other training items" in one_line(choose, task, "train", 0, Context(shots=10))
+    assert "has 0 other training items" in one_line(choose, task, "test", 1, Context(shots=1))
+
+
+def test_wrong_answers_differ_even_where_few_answers_exist(prompt):
+    letters = small_task(prompt, [Item(i, f"q{i}", "ABCDE"[i % 5], "") for i in range(40)], [])
+    for i in range(40):
+        for question, answer in choose(letters, "train", i, Context("wrong_shots", 5)):
+            assert "ABCDE"[int(question[1:]) % 5] != answer
+    same = small_task(prompt, [Item(i, f"q{i}", "A", "") for i in range(40)], [])
+    assert "wrong_shots: found no other answer" in one_line(choose, same, "train", 0, Context("wrong_shots", 5))
+
+
+def test_derangements_have_no_fixed_point_and_are_equally_likely():
+    draw, drawn = random.Random(0), Counter()
+    everything = {order for order in itertools.permutations(range(4)) if all(i != j for i, j in enumerate(order))}
+    for _ in range(9000):
+        drawn[tuple(derangement(4, draw))] += 1
+    assert set(drawn) == everything and len(everything) == 9
+    chi2 = sum((count - 1000) ** 2 / 1000 for count in drawn.values())
+    assert chi2 < 26.1  # the 0.999 quantile for 8 degrees of freedom
+    assert derangement(2, draw) == [1, 0]
+
+
+def test_what_does_not_fit_drops_the_first_examples_and_never_the_answer(task):
+    index, items = [0, 7, 3], task.splits["train"].items
+    shots = {i: choose(task, "train", i, Context(shots=4)) for i in index}
+    whole, dropped = encode(task, "train", index, Context(shots=4))
+    assert dropped == [0, 0, 0]
+    rendered = task.prompt.prompt_ids([(shots[i], items[i].question) for i in index])
+    assert [whole[j].tolist() for j in range(3)] == rendered
+    for room in range(60, 900, 37):
+        ids, dropped = encode(task, "train", index, Context(shots=4, max_length=room))
+        for j, i in enumerate(index):
+            answer = len(task.prompt.answer_ids([items[i].answer])[0])
+            lengths = [len(task.prompt.prompt_ids([(shots[i][k:], items[i].question)])[0]) + answer for k in range(5)]
+            assert dropped[j] == next((k for k, n in enumerate(lengths) if n <= room), 4)
+            assert len(ids[j]) == lengths[dropped[j]] - answer
+            assert task.prompt.decode(ids[j].tolist()).count("<<") == 4 - dropped[j]
