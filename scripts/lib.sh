@@ -1,12 +1,14 @@
 # Sourced by the sequences: set-up, free devices, one job per condition and seed, failures that are not swallowed.
 #
 #   job CONDITION SEED SCRIPT ARGS...   start a training run on the next free device; skipped if it is done
+#   work NAME SCRIPT ARGS...            the same for another script: what it makes is kept in experiments/$STUDY
 #   finish_jobs                         wait for all of them
 #   needs CONDITION...                  false (and says so) if one of these has a run that is not done
 #   sequence_status                     what is done and what failed; its exit code is the sequence's
 #
 # Set STUDY (experiments/<study>) before. Devices: GPUs="0 1" picks GPUs, otherwise all that are free are used;
-# SLOTS=2 runs that many jobs at once on the CPU where there is no GPU.
+# GPUS_PER_JOB=2 gives every training run two (their port is chosen by the launcher); SLOTS=2 runs that many jobs at
+# once on the CPU where there is no GPU.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -65,41 +67,61 @@ _reap() { # wait for one job and note how it ended
     done
 }
 
-_in_background() { # DIR ACCELERATE_CONFIG COMMAND...: hold a device while the command runs
-    local dir=$1 lock_fd gpu
-    shift
+_in_background() { # DIR GPUS COMMAND...: hold that many devices while the command runs
+    local dir=$1 wanted=$2 lock_fd gpu held locks
+    shift 2
     if has_gpu; then
         # A lock per GPU keeps two sequences of this project off the same one until memory shows it is taken.
         while :; do
+            held="" locks=()
             for gpu in $(free_gpus); do
                 exec {lock_fd}>"${TMPDIR:-/tmp}/graft-$gpu.lock"
                 if flock -n "$lock_fd"; then
-                    CUDA_VISIBLE_DEVICES=$gpu exec "$@" >>"$dir/log.txt" 2>&1
+                    held+=${held:+,}$gpu
+                    locks+=("$lock_fd")
+                else
+                    exec {lock_fd}>&-
                 fi
-                exec {lock_fd}>&-
+                if [[ ${#locks[@]} -eq $wanted ]]; then
+                    CUDA_VISIBLE_DEVICES=$held exec "$@" >>"$dir/log.txt" 2>&1
+                fi
             done
-            sleep 10
+            # Too few: let go of them, so that two jobs that each hold half of what they need do not wait forever.
+            for lock_fd in "${locks[@]}"; do exec {lock_fd}>&-; done
+            sleep $((5 + RANDOM % 10))
         done
     fi
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$@" >>"$dir/log.txt" 2>&1
 }
 
-job() { # CONDITION SEED SCRIPT ARGS...
-    local condition=$1 seed=$2 script=$3 name=$1/seed$2 slots=${SLOTS:-1} accelerate=cpu
-    local dir=experiments/$STUDY/$name
-    shift 3
-    [[ "$condition" =~ ^[a-z0-9][a-z0-9._-]{0,63}$ ]] || { echo "error: bad condition name: $condition" >&2; return 2; }
+_start() { # NAME GPUS COMMAND...: run the command on the next free devices, unless NAME is done
+    local name=$1 gpus=$2 slots=${SLOTS:-1} dir=experiments/$STUDY/$1
+    shift 2
+    [[ "$name" =~ ^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9]+$ ]] || { echo "error: bad condition name: $name" >&2; return 2; }
     PLANNED+=("$name")
     [[ "$(state_of "$dir")" == "done" ]] && return 0
-    if has_gpu; then
-        accelerate=1gpu
-        slots=$(nvidia-smi -L | wc -l)
-    fi
+    has_gpu && slots=$(($(nvidia-smi -L | wc -l) / gpus))
     while [[ ${#JOB_OF[@]} -ge $slots ]]; do _reap; done
     mkdir -p "$dir"
-    _in_background "$dir" "$PYTHON" -m accelerate.commands.launch --config_file "configs/accelerate/$accelerate.yaml" \
-        "src/graft/$script" "$@" --output_dir "experiments/$STUDY/$condition" --seed "$seed" &
+    _in_background "$dir" "$gpus" "$@" &
     JOB_OF[$!]=$name
+}
+
+job() { # CONDITION SEED SCRIPT ARGS...
+    local condition=$1 seed=$2 script=$3 gpus=${GPUS_PER_JOB:-1} accelerate=cpu
+    shift 3
+    has_gpu && accelerate=${gpus}gpu
+    _start "$condition/seed$seed" "$gpus" "$PYTHON" -m accelerate.commands.launch \
+        --config_file "configs/accelerate/$accelerate.yaml" "src/graft/$script" "$@" \
+        --output_dir "experiments/$STUDY/$condition" --seed "$seed"
+}
+
+work() { # NAME SCRIPT ARGS...
+    local name=$1
+    shift
+    # shellcheck disable=SC2016 # the inner shell expands it
+    _start "$name/work" 1 bash -c '"${@:2}" && echo "{\"state\": \"done\"}" >"$1"' "$name" \
+        "experiments/$STUDY/$name/work/status.json" "$PYTHON" "$@"
 }
 
 finish_jobs() {

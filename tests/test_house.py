@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "parts", "checkpoint", "prompts"},
     {"command_line", "stats", "process", "journal", "figures"},
     {"augment", "tasks", "losses", "students", "results", "selection", "rebuild"},
-    {"teachers", "probes", "scoring", "optim", "resume"},
+    {"teachers", "probes", "scoring", "optim", "resume", "generation", "_vllm", "answers"},
     {"pictures"},
     {"objective"},
     {"run"},

@@ -69,7 +69,8 @@ def _dotlist(overrides: Iterable[str]) -> dict[str, Any]:
         if seen.setdefault(key, text) != text:
             raise UserError(f"{COMMAND_LINE}: {key}: given twice, as {seen[key]} and as {text}")
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
+            parsed = OmegaConf.from_dotlist([f"value={text}"])
+            value = OmegaConf.to_container(parsed, resolve=False)["value"] if text else ""  # `key=` empties a text
         except Exception as error:
             raise UserError(f"{COMMAND_LINE}: {key}: cannot read {text!r}: {_one_line(error)}") from None
         *parents, leaf = key.split(".")

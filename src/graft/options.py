@@ -120,7 +120,8 @@ class Evaluate:
     """How checkpoints are scored."""
 
     topk: Annotated[list[int], ">= 1", "top-k accuracies"] = field(default_factory=lambda: [1, 3])
-    batch_size: Annotated[int, ">= 1", "images per forward pass"] = 500
+    batch_size: Annotated[int, ">= 1", "images, or prompts answered together, per forward pass"] = 500
+    max_new_tokens: Annotated[int, "> 0", "tokens of a generated answer; a longer one is cut off"] = 512
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def build(task: TextTask, student: CausalLM, *,
     if serve == "cache":
         base = _language.identity(model, revision) if model else student.base
         wanted = _topk_cache.about(task, settings, base, precision, cache_dtype)
-        return _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, k, path), wanted, k, task)
+        return _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, path), wanted, k, task)
     if serve == "copy":
         own = frozen_lm(task, model or student.source, revision if model else student.revision, dtype)
         return freeze(ContextLM(task, settings, own, k, batch_tokens))

@@ -1,0 +1,105 @@
+"""The vLLM engine of `graft.generation`: one engine for the base model and all its adapters."""
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.errors import UserError
+from graft.generation import Generated, Source, cut, is_adapter
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
+AT_ONCE = 512  # prompts handed over together; what is answered is kept before the next
+CANARY_PROMPTS, CANARY_TOKENS = 4, 16
+
+
+class Vllm:
+    """Hands prompts to vLLM as token ids, so that no second BOS is put before them.
+
+    Adapters share one engine, each under a number of its own: vLLM would serve the first adapter's weights again for
+    a number it has seen. Whole models cannot share one; the old engine is freed first. `adapters` are all folders
+    that will be asked for, because the engine must know the largest rank when it starts.
+    """
+
+    name = "vllm"
+
+    def __init__(self, source: Source, adapters: Sequence[Path], tensor_parallel: int = 1, seed: int = 0):
+        try:
+            import vllm
+        except ImportError:
+            raise UserError("--engine vllm: vllm is not installed; pip install graft[vllm]") from None
+        self.vllm, self.source, self.tensor_parallel, self.seed = vllm, source, tensor_parallel, seed
+        self.rank = max_rank(adapters)
+        self.loaded: tuple[str, Any] | None = None
+        self.requests: dict[Path, Any] = {}
+
+    def generate(self, prompts: Sequence[Sequence[int]],
+                 weights: Path | None = None) -> Iterator[tuple[int, Generated]]:
+        """Answers as `(i, Generated)`, each prompt once. Raises UserError naming an adapter that changes nothing."""
+        adapter = is_adapter(weights)
+        llm = self._engine(self.source.model if weights is None or adapter else str(weights))
+        request = self._request(llm, weights, prompts[:CANARY_PROMPTS]) if adapter and prompts else None
+        for start in range(0, len(prompts), AT_ONCE):
+            outputs = self._answers(llm, prompts[start:start + AT_ONCE], request, self.source.stop.max_new_tokens)
+            for i, output in enumerate(outputs, start):
+                yield i, cut(output.token_ids, self.source.stop, self.source.prompt.decode)
+
+    def _answers(self, llm: Any, prompts: Sequence[Sequence[int]], request: Any, max_tokens: int, **more: Any) -> list:
+        stop = self.source.stop
+        sampling = self.vllm.SamplingParams(
+            temperature=0.0, seed=self.seed, max_tokens=max_tokens, stop=list(stop.texts),
+            stop_token_ids=list(stop.ids), skip_special_tokens=True, **more)
+        outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], sampling, lora_request=request,
+                               use_tqdm=False)
+        return [output.outputs[0] for output in outputs]
+
+    def _request(self, llm: Any, folder: Path, prompts: Sequence[Sequence[int]]) -> Any:
+        """The adapter's LoRARequest, after the canary.
+
+        The canary: on a few prompts an adapter must change a token or a log-probability of the base model's answers.
+        It guards against a stack that accepts a LoRARequest and serves the base model all the same (layers that it
+        does not support, names that do not match), which would score every checkpoint as the base. An adapter whose
+        effect is wrong but not zero passes.
+        """
+        if folder not in self.requests:
+            from vllm.lora.request import LoRARequest
+            number = len(self.requests) + 1
+            request = LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(folder))
+            base, tuned = ([(list(output.token_ids), output.cumulative_logprob) for output in
+                            self._answers(llm, prompts, one, CANARY_TOKENS, logprobs=1)] for one in (None, request))
+            if base == tuned:
+                raise UserError(f"{folder}: vLLM gives the base model's answers and log-probabilities with this "
+                                "adapter; it has no effect there. Use --engine transformers")
+            self.requests[folder] = request
+        return self.requests[folder]
+
+    def _engine(self, model: str) -> Any:
+        if self.loaded is None or self.loaded[0] != model:
+            self._free()
+            source, base = self.source, model == self.source.model
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.rank} if base and self.rank else {}
+            llm = self.vllm.LLM(
+                model=model, revision=source.revision or None if base else None,
+                tokenizer=source.prompt.tokenizer.name_or_path, tensor_parallel_size=self.tensor_parallel,
+                dtype={"bf16": "bfloat16", "fp32": "float32"}[source.dtype], seed=self.seed,
+                max_model_len=source.longest + source.stop.max_new_tokens, trust_remote_code=source.trust_remote_code,
+                generation_config="vllm", **lora)  # not the model's own, which may sample or penalise repetition
+            self.loaded = model, llm
+        return self.loaded[1]
+
+    def _free(self) -> None:
+        """End the engine's processes and let go of it; its memory is free only once nothing refers to it."""
+        if self.loaded is not None:
+            self.loaded[1].llm_engine.engine_core.shutdown()
+        self.loaded = None
+        self.requests = {}  # numbers are the engine's
+        gc.collect()
+
+
+def max_rank(adapters: Sequence[Path]) -> int:
+    """The smallest rank that vLLM accepts and every adapter fits into; 0 without adapters."""
+    largest = max((json.loads((folder / "adapter_config.json").read_text())["r"] for folder in adapters), default=0)
+    if largest > RANKS[-1]:
+        raise UserError(f"--engine vllm: adapters of rank {largest}; at most {RANKS[-1]}")
+    return next(rank for rank in RANKS if rank >= largest) if adapters else 0
