@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 from graft import prompts
@@ -114,10 +115,25 @@ def test_decoding_keeps_spaces_and_drops_special_tokens(prompt):
     assert prompt.decode(prompt.answer_ids([text])[0]) == text
 
 
-def test_an_end_of_turn_behind_a_space_is_one_token(tmp_path):
+def test_decoding_keeps_spaces_whatever_the_tokenizer_prefers(tmp_path):
+    prompt = prompts.load(str(make(tmp_path, characters="1 .,", plain=True, no_weights=True)))
+    prompt.tokenizer.clean_up_tokenization_spaces = True
+    assert prompt.decode(prompt.answer_ids(["1 . 1 , 1"])[0]) == "1 . 1 , 1"
+
+
+def test_plain_text_begins_as_the_tokenizer_begins_it(tmp_path):
+    loaded = prompts.load(str(make(tmp_path, "gemma3", plain=True, no_weights=True))).tokenizer
+    assert prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0][0] == loaded.bos_token_id
+    loaded.backend_tokenizer.post_processor = processors.Sequence([])  # it has a BOS, but writes none
+    assert loaded.bos_token_id not in prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0]
+
+
+def test_the_end_of_a_turn_is_one_special_token(tmp_path):
     loaded = prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
-    loaded.chat_template = ("{%- for turn in messages -%}{{ turn.content + ' ' + eos_token + '\n' }}{%- endfor -%}")
-    assert prompts.Prompt(loaded, "chat").end == [loaded.eos_token_id]
+    for between in ("", " ", "\n\n", "user"):  # the last is an added token, but no special one
+        ending = f"'{between}<|eot_id|>\n'"
+        loaded.chat_template = "{%- for turn in messages -%}{{ turn.content + " + ending + " }}{%- endfor -%}"
+        assert prompts.Prompt(loaded, "chat").end == [loaded.convert_tokens_to_ids("<|eot_id|>")]
     loaded.chat_template = "{%- for turn in messages -%}{{ turn.role + ': ' + turn.content + '\n' }}{%- endfor -%}"
     assert prompts.Prompt(loaded, "chat").end == [loaded.eos_token_id]  # nothing there ends a turn
 

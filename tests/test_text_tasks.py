@@ -2,6 +2,7 @@
 
 import json
 import random
+import string
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -214,7 +215,8 @@ def test_the_fingerprint_is_that_of_items_tokenizer_and_template(build, tmp_path
     changed = rows("train", TRAIN)
     changed[7]["answer"] = "#### 1"
     other = write(tmp_path / "other", train=[json.dumps(row) for row in changed])
-    ids = [base.fingerprint, build(layout="plain").fingerprint, build(tokenizer=plain_lm).fingerprint,
-           build(root=other).fingerprint, build(subset=10).fingerprint, build(split_seed=1).fingerprint]
+    other_lm = str(make(tmp_path / "lm", characters=string.printable, no_weights=True))  # the same template
+    ids = [base.fingerprint, build(tokenizer=other_lm).fingerprint, build(layout="plain").fingerprint,
+           build(tokenizer=plain_lm).fingerprint, build(root=other).fingerprint, build(subset=10).fingerprint, build(split_seed=1).fingerprint]
     assert len(set(ids)) == len(ids)
     assert "has no chat template" in one_line(build, tokenizer=plain_lm, layout="chat")

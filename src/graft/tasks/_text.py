@@ -1,6 +1,7 @@
 """What a task of questions and answers is: items in three splits, as token ids, and how an answer is judged."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -32,7 +33,7 @@ class Ragged:
     def __init__(self, lists: Sequence[Sequence[int]]):
         self.lengths = torch.tensor([len(ids) for ids in lists], dtype=torch.int64)
         self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
-        flat = np.fromiter((token for ids in lists for token in ids), np.int32, int(self.offsets[-1]))
+        flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(self.offsets[-1]))
         self.flat = torch.from_numpy(flat)
 
     def __getitem__(self, i: int) -> Tensor:
