@@ -136,6 +136,8 @@ def test_commonsenseqa_lists_the_choices_and_is_scored_on_validation(tmp_path, l
     assert task.extract("The answer is (C).") == ("C", "C")
     for change, why in [({"answerKey": "F"}, "answerKey: expected a letter"),
                         ({"answerKey": ""}, "answerKey: expected text"),
+                        ({"choices": None}, "choices: expected label A to E"),
+                        ({"choices": {**row["choices"], "text": 5}}, "choices: expected label A to E"),
                         ({"choices": {"label": ["A"], "text": ["a"]}}, "choices: expected label A to E")]:
         write(tmp_path / "cqa", train=[json.dumps({**row, **change})])
         assert f"train.jsonl:1: {why}" in one_line(commonsenseqa.build, tokenizer=lm, root=str(tmp_path / "cqa"))
@@ -210,13 +212,13 @@ def test_arranged_batches_are_the_same_items_of_like_length(build, world, accumu
 
 
 def test_the_fingerprint_is_that_of_items_tokenizer_and_template(build, tmp_path, plain_lm):
-    base = build()
-    assert base.fingerprint == build().fingerprint
+    assert build().fingerprint == build().fingerprint
     changed = rows("train", TRAIN)
     changed[7]["answer"] = "#### 1"
     other = write(tmp_path / "other", train=[json.dumps(row) for row in changed])
     other_lm = str(make(tmp_path / "lm", characters=string.printable, no_weights=True))  # the same template
-    ids = [base.fingerprint, build(tokenizer=other_lm).fingerprint, build(layout="plain").fingerprint,
-           build(tokenizer=plain_lm).fingerprint, build(root=other).fingerprint, build(subset=10).fingerprint, build(split_seed=1).fingerprint]
+    changes = [{}, {"tokenizer": other_lm}, {"layout": "plain"}, {"tokenizer": plain_lm}, {"root": other},
+               {"subset": 10}, {"split_seed": 1}]
+    ids = [build(**change).fingerprint for change in changes]
     assert len(set(ids)) == len(ids)
     assert "has no chat template" in one_line(build, tokenizer=plain_lm, layout="chat")

@@ -35,9 +35,10 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
 
 def _read(row: _rows.Row) -> tuple[str, str, str]:
     question, gold, choices = _rows.text(row, "question"), _rows.text(row, "answerKey"), row.get("choices")
-    if not isinstance(choices, dict) or choices.get("label") != LETTERS or len(choices.get("text", ())) != 5:
+    labels, texts = (choices.get("label"), choices.get("text")) if isinstance(choices, dict) else (None, None)
+    if labels != LETTERS or not isinstance(texts, list) or len(texts) != len(LETTERS):
         raise ValueError(f"choices: expected label A to E and five texts, got {str(choices)[:60]}")
     if gold not in LETTERS:
         raise ValueError(f"answerKey: expected a letter A to E, got {gold!r}")
-    lines = [f"({label}) {text}" for label, text in zip(LETTERS, choices["text"])]
+    lines = [f"({label}) {text}" for label, text in zip(labels, texts)]
     return "\n".join([f"Question: {question}", *lines]), f"The answer is ({gold}).", gold
