@@ -266,8 +266,8 @@ def test_position_is_left_to_the_caller():
 
 def configured(tmp_path, term: str) -> config.Config:
     path = tmp_path / "some.yaml"
-    path.write_text("task: {name: digits}\nstudent: {name: vit, patch: 4, dim: 8, heads: 2, depth: 2}\n"
-                    f"teacher: {{name: dinov2}}\nobjective: [{{name: topk, {term}}}]\n")
+    path.write_text("task: {name: gsm8k, tokenizer: x}\nstudent: {name: causal_lm, model: x}\n"
+                    f"teacher: {{name: context_lm}}\nobjective: [{{name: topk, {term}}}]\n")
     return config.load([path])
 
 

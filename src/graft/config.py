@@ -292,7 +292,10 @@ def _check_together(config: Config, who: Callable[[str], str], sources: list[str
              f"expected {len(term.layers)} numbers, one for each of layers {term.layers}, got {term.teacher_layers}")
         need(not depth or max(term.layers, default=0) < depth, f"{here}.layers",
              f"the student has blocks 0 to {(depth or 1) - 1}, got {term.layers}", "student.depth")
-        wants_teacher = any("teacher" in name for name in schema.part_tensors("losses", term.name))
+        wants = schema.part_tensors("losses", term.name)
+        wants_teacher = any("teacher" in name for name in wants)
+        need(text["task"] or "teacher_topk" not in wants or not term.used, f"{here}.name",
+             f"{term.name} is for language models, task {config.task.name} is of images; use kd", "task.name")
         need(not (wants_teacher and term.used) or config.teacher.name != "none", f"{here}.name",
              f"{term.name} needs a teacher; teacher.name is none", "teacher.name")
         args = term.args
@@ -332,6 +335,9 @@ def _check_text(config: Config, need: Callable[..., None]) -> None:
         known = set(schema.part_tensors("losses", term.name)) <= LANGUAGE_TENSORS
         need(known or not term.used, f"objective.{i}.name",
              f"{term.name} compares what a language model does not give; use ce and topk", "task.name")
+    need(student["lora"] or student["dtype"] == "fp32", "student.dtype",
+         f"full fine-tuning needs fp32 master weights, got {student['dtype']}; train.precision: bf16 computes in bf16",
+         "student.lora")
     need(not student["trust_remote_code"] or bool(COMMIT.match(student["revision"])), "student.revision",
          f"trust_remote_code needs a commit of 40 hex digits, got {student['revision']!r}",
          "student.trust_remote_code")

@@ -64,7 +64,8 @@ def score_answers(model: nn.Module, split: TextSplit, batch_size: int, rank: int
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=split.device)
     by_length = torch.argsort(split.lengths, descending=True, stable=True)[rank::world]
-    for tokens, targets in split.batches(by_length.split(batch_size)):
+    mine = by_length.split(batch_size) if len(by_length) else ()  # fewer items than processes
+    for tokens, targets in split.batches(mine):
         with autocast():
             out = model(tokens)
             at_once = max(1, LOGITS_AT_ONCE // out.head.vocabulary)

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from graft import checkpoint
 from graft.errors import UserError
@@ -16,20 +17,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
-def folder_of(model: str) -> str:
+def folder_of(model: str, key: str = "student.model") -> str:
     """Where transformers finds `model`: the last checkpoint of a finished run of this project, else what was given.
 
-    Raises UserError if the run is not finished or trained an adapter, which is not a model.
+    `key` is the configuration key that errors name. Raises UserError if the run is not finished, or for an adapter,
+    which is not a model.
     """
-    if not (Path(model) / "config.yaml").is_file():
-        return model
-    run = Path(model)
-    _, info = checkpoint.load_model(run, "last")
-    folder = checkpoint.path_of(run, info["step"])
-    if not (folder / "config.json").is_file():
-        raise UserError(f"student.model: {model}: this run's checkpoints are adapters; name a model, or a run of full "
-                        "fine-tuning")
-    return str(folder)
+    folder = Path(model)
+    if (folder / "config.yaml").is_file():
+        _, info = checkpoint.load_model(folder, "last")
+        folder = checkpoint.path_of(folder, info["step"])
+    if (folder / "adapter_config.json").is_file():  # transformers would load its base and put the adapter inside
+        raise UserError(f"{key}: {model}: is an adapter; name a model, or a run of full fine-tuning")
+    return model if folder == Path(model) else str(folder)
 
 
 def load(key: str, model: str, revision: str, dtype: str, attention: str, random_weights: bool,
@@ -38,28 +38,35 @@ def load(key: str, model: str, revision: str, dtype: str, attention: str, random
 
     `key` is the configuration key that errors name. Raises UserError if there is no such model.
     """
-    where, options = folder_of(model), {"revision": revision or None, "trust_remote_code": trust_remote_code}
+    where, options = folder_of(model, key), {"revision": revision or None, "trust_remote_code": trust_remote_code}
     # Without a dtype transformers takes the checkpoint's: full fine-tuning would then have bf16 master weights.
     placed = {"dtype": DTYPES[dtype], "attn_implementation": attention}
     logging.disable_progress_bar()  # every process would write one into the log
     try:
         if random_weights:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where, **options), **placed)
-        return AutoModelForCausalLM.from_pretrained(where, **options, **placed)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options, **placed)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{key}: {model}: cannot be loaded ({' '.join(str(error).split())[:300]}); expected a folder, "
                         "a finished run of full fine-tuning, or a model of the hub that can be reached") from None
+    if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+        raise UserError(f"{key}: {model}: has no weights for {missing[0]} and {len(missing) - 1} more")
+    return lm
 
 
-def identity(model: str, revision: str) -> str:
+def identity(model: str, revision: str, key: str = "student.model") -> str:
     """What the weights are: the hub's commit, or a digest of a folder's configuration and weights.
 
     Of each file 64 evenly spaced blocks of 64 KiB are read, so that 16 GB take no time; other training changes
-    every block.
+    every block. Raises UserError if there is no such model.
     """
-    folder = Path(folder_of(model))
+    folder = Path(folder_of(model, key))
     if not folder.is_dir():
-        return f"{model}@{AutoConfig.from_pretrained(model, revision=revision or None)._commit_hash}"
+        try:
+            file = cached_file(model, "config.json", revision=revision or None)
+        except OSError as error:
+            raise UserError(f"{key}: {model}: {' '.join(str(error).split())[:300]}") from None
+        return f"{model}@{Path(file).parent.name}"  # .../snapshots/<commit>/config.json
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         size = file.stat().st_size

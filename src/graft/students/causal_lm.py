@@ -45,11 +45,11 @@ def build(task: TextTask, *,
         raise UserError(f"task.tokenizer: has {task.num_classes} tokens, student.model {model} has {rows} embeddings")
     head = _language.Head(lm)
     _language.check_head("student.model", lm, head)
-    base = "random" if random_weights else _language.identity(model, revision)
-    lm.config.use_cache = False
+    base = f"{'random' if random_weights else _language.identity(model, revision)} in {dtype}"
     if checkpointing:
         # In this order, or the first layers get no gradient: checkpointing, inputs that require one, then adapters.
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the name that transformers 5.0 has
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora:
             lm.enable_input_require_grads()
     if lora:
@@ -57,7 +57,7 @@ def build(task: TextTask, *,
         if missing := [name for name in targets if name not in layers]:
             raise UserError(f"student.targets: {model} has no layer {', '.join(missing)}")
         adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
-                              bias="none", target_modules=list(targets))
+                              bias="none", target_modules=list(targets), revision=revision or None)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
             lm = get_peft_model(lm, adapters)
     return CausalLM(lm, head, lora, base, model, revision, task.num_classes)
@@ -94,14 +94,17 @@ class CausalLM(nn.Module):
         """The model without its adapters and without dropout, for a forward pass; not for a backward pass."""
         training = self.lm.training
         self.lm.eval()
-        with self.lm.disable_adapter():
-            yield
-        self.lm.train(training)
+        try:
+            with self.lm.disable_adapter():
+                yield
+        finally:
+            self.lm.train(training)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Trained weights: the adapters, or all without the second name of tied ones."""
         if self.lora:
-            return get_peft_model_state_dict(self.lm)
+            # Not "auto", by which peft asks the hub for the base model's configuration at every save.
+            return get_peft_model_state_dict(self.lm, save_embedding_layers=False)
         state = self.lm.state_dict()
         tied = self.lm.config.get_text_config().tie_word_embeddings
         return {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}

@@ -1,10 +1,12 @@
 """A language teacher's largest logits at every answer token of the training items, on disk.
 
-Flat arrays over all answer tokens, item after item: `values` (tokens, K) float16 or float32, `indices` (tokens, K)
-int32, `logsumexp` (tokens,) float32, once for each position that was asked for; `done` (items,) says what has been
-computed, so that an interrupted job, or several at once, go on. `manifest.json` says whose logits these are: a
-cache is used only where model, tokenizer, template, items, context, precision and dtype are the same, and K is no
-smaller than what is wanted.
+Flat arrays over all answer tokens, item after item: `log_probs` (tokens, K) float16 or float32, `indices` (tokens, K)
+int32, `offset` and `logsumexp` (tokens,) float32, once for each position that was asked for; `done` (items,) says what
+has been computed, so that an interrupted job, or several at once, go on. A logit is `log_probs` + `offset`: log-
+probabilities keep more digits than raw logits, and `logsumexp` is that of the rounded ones and the exact mass of the
+others, so that the K and the others still add up to 1. `manifest.json` says whose logits these are: a cache is used
+only where model, tokenizer, template, items, context, precision and dtype are the same, and K is no smaller than what
+is wanted.
 """
 
 import hashlib
@@ -34,15 +36,21 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 def about(task: TextTask, context: Context, base: str, precision: str, dtype: str) -> dict[str, Any]:
-    """Everything the logits depend on, and how they are kept; K apart."""
+    """Everything the logits depend on, and how they are kept; K apart.
+
+    `base` identifies the weights. Raises UserError if nobody can have the same ones again.
+    """
+    if base.startswith("random"):
+        raise UserError("teacher.serve: the student's weights are drawn for each run alone, a cache would be another "
+                        "model's; name teacher.model")
     return {"format": FORMAT, "model": base, "tokenizer": task.prompt.tokenizer_sha256,
             "template": task.prompt.template_sha256, "items": task.items_sha256, "max_length": task.max_length,
             "split": "train", "context": asdict(context), "precision": precision, "dtype": dtype}
 
 
-def folder_for(wanted: dict[str, Any], k: int, path: str) -> Path:
+def folder_for(wanted: dict[str, Any], path: str) -> Path:
     """Where a cache belongs: `path`, or a folder named by what is in it."""
-    key = hashlib.sha256(json.dumps([wanted, k], sort_keys=True).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
     return Path(path) if path else cache_dir() / f"topk-{key}"
 
 
@@ -73,25 +81,35 @@ class Arrays:
     """The memory-mapped arrays of a cache, for one position."""
 
     def __init__(self, folder: Path, position: str, tokens: int, k: int, dtype: str, mode: str):
-        shapes = {"values": ((tokens, k), DTYPES[dtype]), "indices": ((tokens, k), np.int32),
-                  "logsumexp": ((tokens,), np.float32)}
+        shapes = {"log_probs": ((tokens, k), DTYPES[dtype]), "indices": ((tokens, k), np.int32),
+                  "offset": ((tokens,), np.float32), "logsumexp": ((tokens,), np.float32)}
         self.arrays = {name: np.lib.format.open_memmap(folder / f"{position}.{name}.npy", mode, kind, shape)
                        if mode == "w+" else np.load(folder / f"{position}.{name}.npy", mmap_mode=mode)
                        for name, (shape, kind) in shapes.items()}
 
     def write(self, start: int, top: TopK) -> None:
-        """Put the positions of one item at row `start` on. Raises UserError if a logit does not fit."""
+        """Put the positions of one item at row `start` on. Raises UserError if a logit is not finite or too far off."""
+        if not (top.values.isfinite().all() and top.logsumexp.isfinite().all()):
+            raise UserError("teacher: a logit is not finite; nothing can be learned from it")
+        offset = top.logsumexp.double().cpu().numpy()
+        exact = top.values.double().cpu().numpy() - offset[:, None]
+        with np.errstate(over="ignore"):  # looked at below
+            stored = exact.astype(self.arrays["log_probs"].dtype)
+        if not np.isfinite(stored).all():
+            raise UserError("teacher.cache_dtype: a logit does not fit float16; use fp32")
+        others = np.maximum(0, 1 - np.exp(exact).sum(-1))
+        total = np.exp(stored.astype(np.float64)).sum(-1) + others
+        rows = {"log_probs": stored, "indices": top.indices.cpu().numpy(), "offset": offset,
+                "logsumexp": offset + np.log(total)}
         for name, array in self.arrays.items():
-            value = getattr(top, name).cpu().numpy().astype(array.dtype)
-            if not np.isfinite(value).all():
-                raise UserError("teacher.cache_dtype: a logit does not fit float16; use fp32")
-            array[start:start + len(value)] = value
+            array[start:start + len(stored)] = rows[name]
 
     def read(self, spans: Sequence[tuple[int, int]], k: int, device: torch.device) -> TopK:
         """The rows of `spans` one after the other, the k largest of each."""
         rows = {name: np.concatenate([array[start:end, :k] if array.ndim == 2 else array[start:end]
                                       for start, end in spans]) for name, array in self.arrays.items()}
-        return TopK(on_device(rows["values"], device, torch.float32), on_device(rows["indices"], device, torch.int64),
+        values = rows["log_probs"].astype(np.float32) + rows["offset"][:, None]
+        return TopK(on_device(values, device, torch.float32), on_device(rows["indices"], device, torch.int64),
                     on_device(rows["logsumexp"], device, torch.float32))
 
     def flush(self) -> None:
@@ -149,6 +167,8 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
     arrays = {name: Arrays(folder, name, 0, 0, wanted["dtype"], "r+") for name in manifest["positions"]}
     done = np.load(folder / "done.npy", mmap_mode="r+")
     left = torch.from_numpy(np.flatnonzero(done == 0))
+    if len(left) and manifest["k"] != k:
+        raise UserError(f"teacher.k: {k}, the unfinished cache {folder} has {manifest['k']}; finish it with that")
     wait()  # all have looked at what is left before anybody finishes anything
     lengths = teacher.prompts.lengths + answers.lengths
     groups = within(lengths[left], teacher.batch_tokens)[rank::world]
@@ -173,7 +193,7 @@ def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str
     if (folder / "manifest.json").exists():
         return
     tokens = int(offsets[-1])
-    need = len(positions) * tokens * (k * (np.dtype(DTYPES[wanted["dtype"]]).itemsize + 4) + 4)
+    need = len(positions) * tokens * (k * (np.dtype(DTYPES[wanted["dtype"]]).itemsize + 4) + 8)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if need > free:

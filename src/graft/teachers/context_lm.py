@@ -1,8 +1,10 @@
 """The language model itself, or another one, reading worked examples before the question that the student gets bare."""
 
 import contextlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -47,11 +49,17 @@ def build(task: TextTask, student: CausalLM, *,
     if k > task.num_classes:
         raise UserError(f"teacher.k: {k} is more than the {task.num_classes} tokens of the vocabulary")
     if serve == "cache":
-        base = _language.identity(model, revision) if model else student.base
+        base = f"{_language.identity(model, revision, 'teacher.model')} in {dtype}" if model else student.base
         wanted = _topk_cache.about(task, settings, base, precision, cache_dtype)
         return _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, path), wanted, k, task)
     if serve == "copy":
+        if not model and student.base.startswith("random"):
+            raise UserError("teacher.serve: the student's weights were drawn for this run alone, a copy would have "
+                            "others; name teacher.model")
         own = frozen_lm(task, model or student.source, revision if model else student.revision, dtype)
+        if own.head.vocabulary > student.head.vocabulary:
+            raise UserError(f"teacher.model: {model} has {own.head.vocabulary} embeddings, the student "
+                            f"{student.head.vocabulary}; it may prefer a token that the student does not have")
         return freeze(ContextLM(task, settings, own, k, batch_tokens))
     if not student.lora or model:
         raise UserError("teacher.serve: adapter needs a LoRA student and teaches with its own model; use cache or copy")
@@ -69,16 +77,18 @@ def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max
 
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
     """A model that is never trained. Raises UserError if its tokenizer is not the task's."""
-    folder = _language.folder_of(model)
-    if folder == model:  # a run of this project has no tokenizer beside its weights
-        theirs = prompts.load(model, revision, task.prompt.layout).tokenizer_sha256
-        if theirs != task.prompt.tokenizer_sha256:
-            raise UserError(f"teacher.model: {model} has another tokenizer than task.tokenizer; logits cannot be "
-                            "compared token by token")
+    if _language.folder_of(model, "teacher.model") == model:
+        theirs = prompts.load(model, revision).tokenizer_sha256
+    else:  # a run of this project: no tokenizer lies beside its weights
+        theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
+    if theirs != task.prompt.tokenizer_sha256:
+        raise UserError(f"teacher.model: {model} has another tokenizer than task.tokenizer; logits cannot be compared "
+                        "token by token")
     lm = _language.load("teacher.model", model, revision, dtype, "sdpa", False, False)
     head = _language.Head(lm)
     _language.check_head("teacher.model", lm, head)
-    return freeze(CausalLM(lm, head, False, _language.identity(model, revision), model, revision, task.num_classes))
+    base = f"{_language.identity(model, revision, 'teacher.model')} in {dtype}"
+    return freeze(CausalLM(lm, head, False, base, model, revision, task.num_classes))
 
 
 class ContextLM(nn.Module):

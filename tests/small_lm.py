@@ -1,0 +1,123 @@
+"""Tiny language runs of the real training scripts: 2 layers of width 32, sums as text; a second each on one core."""
+
+import atexit
+import functools
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft import config
+from graft.journal import read
+from graft.options import Config
+from graft.students.causal_lm import CausalLM
+from graft.tasks import gsm8k
+from graft.tasks._text import TextTask
+from make_tiny_lm import make
+from small import ROOT, environment
+
+FAMILIES = ("qwen3", "llama", "gemma3")
+TRAIN, TEST = 60, 4
+CPU = torch.device("cpu")
+KEYS = ["train.batch_size=8", "train.log_every=1", "train.tensorboard=false", "train.eval_every=0",
+        "train.checkpoint_every=0", "train.duration=4st", "optim.warmup=1st", "optim.lr=1e-2", "student.rank=4"]
+
+
+@functools.cache
+def folder() -> Path:
+    """For models and data of this session."""
+    path = Path(tempfile.mkdtemp(prefix="graft-tiny-lm-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def lm(family: str = "qwen3", **options: Any) -> str:
+    """The folder of a tiny model with random weights, large enough for its logits to differ."""
+    name = "-".join([family, *(f"{k}{v}" for k, v in options.items())])
+    return str(make(folder() / name, family, **{"hidden": 32, "ff": 48, "init_std": 0.3, **options}))
+
+
+@functools.cache
+def sums() -> str:
+    """GSM8K's files with sums whose answers have 15 to 70 characters."""
+    target = folder() / "sums"
+    target.mkdir()
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        rows = [{"question": f"What is {i} plus {3 * i}?",
+                 "answer": f"It is {'so very ' * (i * 5 % 7)}easy.\n#### {4 * i}"} for i in range(count)]
+        (target / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(target)
+
+
+def task(family: str = "qwen3", **args: Any) -> TextTask:
+    """The sums as a task."""
+    return gsm8k.build(**{"tokenizer": lm(family), "root": sums(), "val_fraction": 0.1, **args})
+
+
+def student(about: TextTask, family: str = "qwen3", *, seed: int = 0, **args: Any) -> CausalLM:
+    """A student under its own seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build("students", "causal_lm", about, **{"model": lm(family), "rank": 4, **args})
+
+
+def build(kind: str, name: str, *given: Any, **args: Any) -> nn.Module:
+    """A part with its defaults and `args`."""
+    return importlib.import_module(f"graft.{kind}.{name}").build(*given, **args)
+
+
+def disturb(model: nn.Module, seed: int = 1, size: float = 0.05) -> None:
+    """Move every trained weight, as training would."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += size * torch.randn(weight.shape, generator=draw)
+
+
+def batch(about: TextTask, *index: int):
+    """`(tokens, targets)` of training items."""
+    return next(about.splits["train"].batches([torch.tensor(index)]))
+
+
+def base_config(family: str = "qwen3") -> Path:
+    """A base configuration for the sums."""
+    path = folder() / f"{family}.yaml"
+    path.write_text(f"task: {{name: gsm8k, tokenizer: '${{student.model}}', root: {sums()}, val_fraction: 0.1}}\n"
+                    f"student: {{name: causal_lm, model: {lm(family)}}}\n")
+    return path
+
+
+def last_wins(*overrides: str) -> list[str]:
+    return [f"{k}={v}" for k, v in dict(item.split("=", 1) for item in overrides).items()]
+
+
+def tiny(output_dir: Path, *overrides: str, method: str = "baseline", family: str = "qwen3", seed: int = 0) -> Config:
+    """A run of the training scripts."""
+    return config.load([base_config(family)], last_wins(*KEYS, f"method={method}", *overrides),
+                       output_dir=str(output_dir), seed=seed)
+
+
+def run_main(cfg: Config) -> list[dict[str, float]]:
+    """Run the method's real `main` in this process; returns its log."""
+    importlib.import_module(f"graft.train_{cfg.method}").main(cfg)
+    return read(cfg.run_dir / "metrics.jsonl")
+
+
+def launch(output_dir: Path, *overrides: str, method: str = "distill",
+           processes: int = 1) -> subprocess.CompletedProcess:
+    """The same under `accelerate launch`, to its end."""
+    launcher = ROOT / f"configs/accelerate/{'cpu' if processes == 1 else f'cpu{processes}'}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launcher),
+               str(ROOT / f"src/graft/train_{method}.py"), "--base_config", str(base_config()),
+               "--output_dir", str(output_dir), *last_wins(*KEYS, f"method={method}", *overrides)]
+    return subprocess.run(command, env=environment(), cwd=ROOT, text=True, capture_output=True)
+
