@@ -1,0 +1,47 @@
+"""Which samples a process sees when: steps, the order of an epoch, batches, each process's micro-batches."""
+
+from collections.abc import Iterator
+
+from graft import keyed
+from graft.errors import UserError
+from graft.options import Config, Train
+from graft.outputs import Batch
+from graft.schema import to_steps
+from graft.tasks._task import Task
+from graft.tasks._text import TextTask
+
+
+def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
+    """Steps of an epoch and of the run. Raises UserError for what only the data can tell is impossible."""
+    train, size = config.train, len(task.splits["train"])
+    steps_per_epoch = size // train.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(f"train.batch_size: {train.batch_size} is more than the {size} training {task.unit}")
+    total_steps = to_steps(train.duration, steps_per_epoch)
+    if train.batch_size % (world * train.accumulate):
+        raise UserError(f"train.batch_size: {train.batch_size} {task.unit} do not divide into {world} processes × "
+                        f"train.accumulate {train.accumulate}")
+    if to_steps(config.optim.warmup, steps_per_epoch, total_steps) >= total_steps:
+        raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {total_steps} steps of the run")
+    if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):
+        raise UserError("task.val_fraction: 0 leaves nothing to decide early stopping or schedule plateau by")
+    return steps_per_epoch, total_steps
+
+
+def micro_batches(split, train: Train, seed: int, epoch: int, steps: range, rank: int,
+                  world: int) -> Iterator[tuple[int, Batch]]:
+    """`(number within its step, micro-batch)` of this process for `steps` of `epoch`, counted from the epoch's start.
+
+    Each epoch is a permutation keyed by (seed, epoch), cut into global batches; a remainder smaller than a batch is
+    dropped.
+    """
+    order = keyed.permutation(keyed.key(seed, "order", epoch), len(split))
+    windows = [order[step * train.batch_size:][:train.batch_size] for step in steps]
+    own = train.batch_size // world
+    shares = [split.arrange(window, world, train.accumulate)[rank * own:][:own] for window in windows]
+    micros = [micro for share in shares for micro in share.split(own // train.accumulate)]
+    before = epoch * (len(split) // train.batch_size)
+    for number, (inputs, labels) in enumerate(split.batches(micros)):
+        window, micro = divmod(number, train.accumulate)
+        yield micro, Batch(micros[number], inputs, labels, epoch, before + steps[window],
+                           split.positions(windows[window]) / world, 1 / train.accumulate)

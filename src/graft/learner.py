@@ -1,0 +1,29 @@
+"""What is wrapped for several processes: the student and the objective as one module."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from graft.outputs import Tokens
+
+
+class Learner(nn.Module):
+    """Student and objective as one module, so that what DDP wraps returns the loss.
+
+    DDP finds the parameters that a step does not use by walking back from what the module returns. A student
+    alone returns outputs that a loss may leave aside (a distillation head without `kd`), and DDP would wait
+    for their gradients forever.
+    """
+
+    def __init__(self, student: nn.Module, objective: nn.Module, autocast: Callable):
+        super().__init__()
+        self.student, self.objective, self.autocast = student, objective, autocast
+
+    def forward(self, inputs: Tensor | Tokens, features: Sequence[str], *rest,
+                **options) -> tuple[Tensor, dict[str, Tensor]]:
+        """`objective(student(inputs, features), *rest, **options)`: the loss, 0-d, and its terms, detached.
+
+        The losses are fp32 by themselves; the objective is under autocast for a language model's head.
+        """
+        with self.autocast():
+            return self.objective(self.student(inputs, features=features), *rest, **options)

@@ -1,0 +1,94 @@
+"""What of a run is on disk: its checkpoints, written and read by all its processes together, and its metadata."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch import nn
+
+from graft import checkpoint
+from graft.errors import DiskProblem
+from graft.options import Config
+from graft.process import code_sha, provenance, write_status
+from graft.resume import find, refuse_other_run
+from graft.tasks._task import Task
+from graft.tasks._text import TextTask
+
+FAILURES = 3  # saves in a row that fail before the run ends
+
+
+class Saver:
+    """Saves and resumes `student`, `average` and `objective` (those that have weights) with their optimizer."""
+
+    def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
+                 objective: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int):
+        self.config, self.task, self.student, self.optimizer = config, task, student, optimizer
+        self.main, self.world, self.failures = rank == 0, world, 0
+        own = getattr(student, "stem", "model")  # adapters have another name than a whole model
+        modules = {own: student, "average": average, "objective": objective}
+        self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
+
+    def resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint and return its trainer.json; None for a new run.
+
+        Raises UserError if it is another run's.
+        """
+        found = [find(self.config.run_dir, self.config.resume) if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        if found[0] is None:
+            return None
+        tensors, optimizer, info = checkpoint.load(found[0])
+        if note := refuse_other_run(found[0], info, self.config, self.world, self._origin()):
+            say(note)
+        for stem, module in self.modules.items():
+            module.load_state_dict(tensors[stem])
+        self.optimizer.load_state_dict(optimizer)
+        return info
+
+    def _origin(self) -> dict[str, str]:
+        """What a checkpoint of this run cannot be continued without, beside its configuration."""
+        base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
+        return {"data_fingerprint": self.task.fingerprint, **base}
+
+    def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
+             say: Callable[[str], None]) -> None:
+        """Write a checkpoint on the main process; `progress` joins trainer.json.
+
+        Raises DiskProblem after three failures in a row, or if the last checkpoint of the run fails.
+        """
+        outcome = [""]
+        if self.main:
+            info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
+                    "config": self.config.identity(), "code_sha": code_sha(), **self._origin()}
+            texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
+            tensors = {stem: module.state_dict() for stem, module in self.modules.items()}
+            try:
+                checkpoint.save(self.config.run_dir, step, tensors, self.optimizer.state_dict(), info,
+                                self.config.train.keep, best_step, texts)
+                write_status(self.config.run_dir, "running", step)
+            except OSError as error:
+                outcome = [str(error)]
+        if self.world > 1:
+            dist.broadcast_object_list(outcome)
+        self.failures = self.failures + 1 if outcome[0] else 0
+        if outcome[0]:
+            say(f"warning: {outcome[0]}; trying again at the next interval")
+            if self.failures >= FAILURES or final:
+                raise DiskProblem(f"{outcome[0]} ({self.failures} failures in a row)")
+
+    def write_metadata(self, step: int, total_steps: int) -> None:
+        """metadata.json, with one more attempt that began at `step`, and config.yaml."""
+        path = self.config.run_dir / "metadata.json"
+        attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
+        entry = {**provenance(), "resumed_at": step, "total_steps": total_steps, "world_size": self.world,
+                 "config_sha256": self.config.sha256}
+        checkpoint.write_text(path, json.dumps({
+            "schema_version": 1, "data": self.task.about,
+            "parameters": sum(p.numel() for p in self.student.parameters()),
+            "attempts": [*attempts, entry]}, indent=1) + "\n")
+        checkpoint.write_text(self.config.run_dir / "config.yaml",
+                              OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))

@@ -1,0 +1,71 @@
+"""Scoring the validation split while a run goes on, with the averaged weights too once there are any."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from graft import keyed, pictures
+from graft.augment import Augment
+from graft.journal import Journal
+from graft.optim import Average, recompute_batchnorm
+from graft.options import Config
+from graft.scoring import score, score_answers, summary
+from graft.tasks._task import Task
+from graft.tasks._text import TextTask
+
+BATCHNORM_BATCHES = 50
+PICTURES = 8  # validation images whose attention TensorBoard shows
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+class Validation:
+    """Scores of `val`, and of `val_average` where there is an averaged module that means something.
+
+    `average` is who averages it, or None if the caller does. `evaluate(module)` replaces scoring the labels, or the
+    answers. `pictures` of the scores go to the journal.
+    """
+
+    def __init__(self, config: Config, task: Task | TextTask, averaged: nn.Module | None, average: Average | None,
+                 evaluate: Evaluate | None, device: torch.device, rank: int, world: int, autocast: Callable):
+        self.config, self.task, self.averaged, self.average, self.evaluate = config, task, averaged, average, evaluate
+        self.split, self.device, self.rank, self.world, self.autocast = (task.splits["val"], device, rank, world,
+                                                                         autocast)
+
+    def scores(self, module: nn.Module, step: int, journal: Journal | None) -> dict[str, dict[str, float]]:
+        """Metrics by name for each of the splits, the same on every process; `journal` is that of the main process."""
+        results = {"val": self._score(module, step, journal)}
+        if self.averaged is not None and (self.average is None or self.average.ready(step)):
+            if self.average:
+                recompute_batchnorm(self.averaged, self._training_views())
+            results["val_average"] = self._score(self.averaged, step, journal)
+        if self.world > 1:  # a kNN score may differ in its last digit between GPUs; decisions must not
+            shared = [results]
+            dist.broadcast_object_list(shared)
+            results = shared[0]
+        return results
+
+    def _score(self, module: nn.Module, step: int, journal: Journal | None) -> dict[str, float]:
+        if self.evaluate:
+            return self.evaluate(module)
+        batch_size = self.config.evaluate.batch_size
+        if isinstance(self.task, TextTask):
+            return score_answers(module, self.split, batch_size, self.rank, self.world, self.autocast)
+        rows = score(module, self.split, self.device, batch_size, self.rank, self.world, self.autocast)
+        if journal and self.config.train.tensorboard:
+            (images, _), = self.split.batches([torch.arange(min(PICTURES, len(rows["index"])))])
+            journal.picture("val/confusion", pictures.confusion(rows, self.task.num_classes), step)
+            journal.picture("val/class_attention", pictures.class_attention(module, images), step)
+        return summary(rows)
+
+    def _training_views(self) -> Iterator[Tensor]:
+        """Augmented training batches for BatchNorm statistics, the same whenever they are asked for."""
+        split = self.task.splits["train"]
+        order = keyed.permutation(keyed.key(self.config.seed, "batchnorm"), len(split))
+        batches = list(order.split(self.config.train.batch_size))[:BATCHNORM_BATCHES]
+        augment = Augment(self.config.augment, self.config.seed)
+        for index, (images, labels) in zip(batches, split.batches(batches)):
+            if len(index) % 2 == 0:  # MixUp and CutMix pair images; only the last batch can be odd
+                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
