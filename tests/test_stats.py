@@ -166,3 +166,64 @@ def test_detectable_shrinks_with_more_of_everything():
     (0.03, (None, None), "undecided")])
 def test_verdict(claim, ci95, expected):
     assert stats.verdict(claim, ci95) == expected
+
+
+def gap_study(rng, seeds, n=200, share=0.6, seed_sd=0.0, low=0.3, high=0.6):
+    """A condition that closes `share` of the gap between `low` and `high`, on items of shared difficulty (probit)."""
+    difficulty = rng.normal(size=n)
+    answer = lambda p: np.sqrt(2) * scipy_stats.norm.ppf(p) + difficulty + rng.normal(size=n) > 0  # noqa: E731
+    levels = low + share * (high - low) + seed_sd * rng.normal(size=seeds)
+    return np.stack([answer(level) for level in levels]), answer(low), answer(high)
+
+
+def test_gap_closed_counts():
+    a = np.array([[1, 1, 1, 0] * 50, [1, 1, 0, 0] * 50], bool)
+    low, high = np.array([1, 0, 0, 0] * 50, bool), np.array([1, 1, 1, 0] * 50, bool)
+    found = stats.gap_closed(a, low, high)
+    assert found["value"] == pytest.approx((0.625 - 0.25) / 0.5) and found["gap"] == 0.5
+    assert found["gap_ci95"] == stats.paired_difference(high, low)["ci95"] and found["seeds"] == 2
+    assert found["scope"] == "seeds and examples" and stats.gap_closed(a[:1], low, high)["scope"] == "examples"
+    assert stats.gap_closed(high, low, high)["ci95"][0] <= 1 <= stats.gap_closed(high, low, high)["ci95"][1]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_gap_interval_holds_the_shares_that_a_paired_comparison_would_not_refuse(seeds):
+    """Fieller's interval against its definition, by the interval of `paired_difference` at each share."""
+    a, low, high = gap_study(np.random.default_rng(seeds), seeds, seed_sd=0.02)
+    low, high = low.astype(float), high.astype(float)  # real values: without the guard for counts
+    found = stats.gap_closed(a.astype(float), low, high, draws=10)
+
+    def allowed(share):
+        target = np.tile(low + share * (high - low), (seeds, 1))
+        return covers_zero(stats.paired_difference(a.astype(float), target, draws=1)["ci95"])
+    bottom, top = found["ci95"]
+    assert bottom < found["value"] < top
+    for share in np.linspace(bottom + 1e-6, top - 1e-6, 9):
+        assert allowed(share)
+    assert not allowed(bottom - 1e-6) and not allowed(top + 1e-6)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_gap_interval_covers(seeds):
+    rng, repeats = np.random.default_rng(seeds), 250
+    found = [stats.gap_closed(*gap_study(rng, seeds, seed_sd=0.03), draws=1)["ci95"] for _ in range(repeats)]
+    found = [interval for interval in found if interval[0] is not None]
+    assert len(found) > 0.95 * repeats
+    covered = np.mean([low <= 0.6 <= high for low, high in found])
+    assert covered > 0.95 - 2.5 * np.sqrt(0.95 * 0.05 / repeats)
+
+
+def test_gap_bootstrap_is_near_where_only_examples_vary():
+    found = stats.gap_closed(*gap_study(np.random.default_rng(3), 1, n=1000))
+    np.testing.assert_allclose(found["ci95"], found["ci95_bootstrap"], atol=0.04)
+
+
+def test_no_gap_no_share():
+    a, low, _ = gap_study(np.random.default_rng(0), 2)
+    assert stats.gap_closed(a, low, low)["value"] is None
+    small = low.copy()
+    small[np.flatnonzero(~low)[:2]] = True
+    found = stats.gap_closed(a, low, small)
+    assert found["value"] is not None and found["ci95"] == found["ci95_bootstrap"] == [None, None]
+    with pytest.raises(ValueError, match="do not make a gap"):
+        stats.gap_closed(a, low[:-1], low)

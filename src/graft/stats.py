@@ -144,6 +144,68 @@ def _bootstrap(a: NDArray, b: NDArray, paired_seeds: bool, draws: int, seed: int
     return float(low), float(high)
 
 
+def gap_closed(a: ArrayLike, low: ArrayLike, high: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """The share of a gap that a condition closes, (mean a - mean low) / (mean high - mean low), with a 95% interval.
+
+    `a` (S, N): one row a seed; `low`, `high` (N,) or (1, N): the two ends of the gap, each measured once on the same
+    N examples in the same order. 0: no better than `low`; 1: as good as `high`; it may lie outside.
+
+    `ci95` is Fieller's (1954, JRSS B 16): all shares g for which the interval that `paired_difference` would give
+    for a - low - g (high - low), its seed and example components each with its own quantile, contains zero. The
+    gap's own uncertainty is in it, so it need not be symmetric. `ci95_bootstrap`, the percentile interval of
+    resampling examples (together in all three) and seeds, is reported beside it. With one seed the intervals speak
+    of these checkpoints alone (`scope` is then `examples`). Coverage of the true share and mean half-width in 2,000
+    simulated studies of 300 examples, a gap of 30 points of which 60% are closed, one seed's effect of standard
+    deviation 3 points:
+
+        seeds                    1           2           3           5
+        ci95                .829  .20   .979  .97   .969  .32   .964  .20
+        ci95_bootstrap      .830  .20   .939  .22   .954  .20   .964  .18
+
+    Where the gap's own interval includes zero a share of it means nothing: both intervals are None, and so is
+    `value` if the gap is zero.
+    """
+    a, (low, high) = np.atleast_2d(a), (np.atleast_2d(end) for end in (low, high))
+    if not len(low) == len(high) == 1 or not a.shape[1] == low.shape[1] == high.shape[1]:
+        raise ValueError(f"shapes {a.shape}, {low.shape} and {high.shape} do not make a gap")
+    n, seeds = a.shape[1], len(a)
+    gap = paired_difference(high, low, draws=1)
+    value = float((a.mean() - low.mean()) / gap["difference"]) if gap["difference"] else None
+    result = {"value": value, "ci95": [None, None], "ci95_bootstrap": [None, None], "gap": gap["difference"],
+              "gap_ci95": gap["ci95"], "seeds": seeds, "scope": "seeds and examples" if seeds > 1 else "examples"}
+    if gap["ci95"][0] <= 0 <= gap["ci95"][1]:
+        return result
+    above, whole = a.astype(float) - low, high.astype(float)[0] - low[0]
+    seed_var, residual = _seed_and_residual(above) if seeds > 1 else (0.0, 0.0)
+    both = np.cov(above.mean(0), whole) / n
+    whole_var = gap["se_example"]**2  # with paired_difference's guard against a width of zero
+    # What the seeds show is not counted again, and no share may get a negative variance.
+    above_var = max(both[0, 0] - residual, both[0, 1]**2 / whole_var)
+    t, z = stats.t.isf(0.025, max(seeds - 1, 1)), stats.norm.isf(0.025)
+    # |mean(above) - g mean(whole)|^2 <= t^2 V_seed + z^2 V_example(g), a quadratic in g
+    square = whole.mean()**2 - z**2 * whole_var
+    linear = above.mean() * whole.mean() - z**2 * both[0, 1]
+    constant = above.mean()**2 - t**2 * seed_var - z**2 * above_var
+    half = math.sqrt(max(linear**2 - square * constant, 0.0))
+    result["ci95"] = [float((linear - half) / square), float((linear + half) / square)]
+    result["ci95_bootstrap"] = _bootstrap_share(a, low, high, draws, seed)
+    return result
+
+
+def _bootstrap_share(a: NDArray, low: NDArray, high: NDArray, draws: int, seed: int) -> list[float]:
+    """Percentile interval of the share under resampled examples and seeds."""
+    rng = np.random.default_rng(seed)
+    n, seeds = a.shape[1], len(a)
+    patterns, count = np.unique(np.concatenate([a, low, high]), axis=1, return_counts=True)
+    means = rng.multinomial(n, count / n, size=draws) @ patterns.T.astype(float) / n
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    bottom, top = means[:, -2], means[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resampled gap may be zero
+        shares = ((means[:, :seeds] * weights).sum(1) - bottom) / (top - bottom)
+    ends = np.nanquantile(shares, [0.025, 0.975])
+    return ends.tolist() if np.isfinite(ends).all() else [None, None]
+
+
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> list[float]:
     """Exact McNemar p of each seed: `a`, `b` (S, N) bool, the same examples in the same order."""
     tables = ([[(x & y).sum(), (x & ~y).sum()], [(~x & y).sum(), (~x & ~y).sum()]] for x, y in zip(a, b, strict=True))
