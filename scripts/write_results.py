@@ -10,6 +10,8 @@ that no number in it is typed.
 import argparse
 from pathlib import Path
 
+import pandas as pd
+
 from graft import results
 from graft.errors import UserError, exit_cleanly
 
@@ -19,6 +21,21 @@ seeds and new examples; where it says (1 seed), for new examples alone: it then 
 the method. p: two-sided, Holm-adjusted over the conditions of a split. Detectable: the smallest true difference
 found in 80% of repetitions.
 """
+TEXT_NOTES = """
+Accuracy: answers in the asked format with the right result; flexible: the right result in any format.
+"""
+GAP_NOTES = """
+Gap closed: (accuracy - base_0shot) / (base_kshot - base_0shot), the share of what worked examples in the prompt give
+the untrained model that the condition has without them; 95% interval as for the difference, none where the gap's own
+interval includes 0.
+"""
+
+
+def notes(content: dict, frame: pd.DataFrame) -> str:
+    """What the columns of the table mean."""
+    parts = [NOTES.format(baseline=content["baseline"])] if content.get("baseline") else []
+    parts += [text for column, text in {"flexible": TEXT_NOTES, "gap_closed": GAP_NOTES}.items() if column in frame]
+    return "".join(parts)
 
 
 def insert(path: Path, text: str) -> None:
@@ -42,8 +59,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for suffix, text in results.FORMATS.items():
         path = args.out / f"table.{suffix}"
-        notes = NOTES.format(baseline=content.get("baseline")) if suffix == "md" and content.get("baseline") else ""
-        path.write_text(text(frame) + notes, encoding="utf-8")
+        path.write_text(text(frame) + (notes(content, frame) if suffix == "md" else ""), encoding="utf-8")
         print(path)
     if args.into:
         insert(args.into, results.to_markdown(frame[frame["split"] == "test"]))

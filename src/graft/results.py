@@ -3,6 +3,7 @@
 `assemble` makes it from scored runs, `read_results` checks it, `table` shows it. All intervals are 95%.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,9 +18,12 @@ from graft.errors import UserError
 
 SCHEMA_VERSION = 1
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")
-# The metrics compared with the baseline: column of the rows, and resamplings (real values have no repeated
-# patterns to draw at once, so they cost more).
-COMPARED = {"accuracy": ("correct", 10_000), "nll": ("nll", 2_000)}
+TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flexible", "correct_flexible", "text",
+                "tokens", "ended")
+# The metrics compared with the baseline where rows have them: column of the rows, and resamplings (real values have
+# no repeated patterns to draw at once, so they cost more).
+COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000)}
+GAP = ("base_0shot", "base_kshot")  # the untrained model without worked examples, and with the most of them
 
 _NUMBER = (int, float)
 _CI95 = [(int, float, type(None))] * 2
@@ -116,9 +120,19 @@ def _check(value: Any, shape: Any, path: str, key: str) -> None:
             _check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
 
 
-def write_examples(path: str | Path, rows: dict[str, np.ndarray], fingerprint: str) -> None:
-    """Write scored rows (`scoring.score`), one an example, with the fingerprint of the data they belong to."""
-    frame = pd.DataFrame({**rows, "correct": rows["label"] == rows["prediction"]})[list(COLUMNS)]
+def kept(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The score at `path` if its rows are there and it agrees with all of `wanted`; else empty."""
+    if not path.exists() or not path.with_suffix(".parquet").exists():
+        return {}
+    entry = json.loads(path.read_text())
+    return entry if all(key in entry and entry[key] == value for key, value in wanted.items()) else {}
+
+
+def write_examples(path: str | Path, rows: dict[str, np.ndarray] | pd.DataFrame, fingerprint: str) -> None:
+    """Write scored rows (`scoring.score`, `answers.judge`), one an example, with the fingerprint of their data."""
+    frame = pd.DataFrame({**rows})
+    if "label" in frame:
+        frame = frame.assign(correct=frame["label"] == frame["prediction"])[list(COLUMNS)]
     frame.attrs["fingerprint"] = fingerprint
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,9 +147,10 @@ def example_rows(path: str | Path) -> pd.DataFrame:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    missing = [name for name in COLUMNS if name not in frame]
+    columns = TEXT_COLUMNS if "gold" in frame else COLUMNS
+    missing = [name for name in columns if name not in frame]
     if missing or "fingerprint" not in frame.attrs or not frame["index"].is_unique:
-        raise UserError(f"{path}: expected columns {', '.join(COLUMNS)}, unique indices and a data fingerprint; "
+        raise UserError(f"{path}: expected columns {', '.join(columns)}, unique indices and a data fingerprint; "
                         f"{'missing ' + ', '.join(missing) if missing else 'not so'}")
     return frame.sort_values("index", ignore_index=True)
 
@@ -152,7 +167,7 @@ def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()
 
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
-             baseline: str = "baseline", *, references: Sequence[str] = (),
+             baseline: str = "baseline", *, references: Sequence[str] = (), curve: Sequence[dict[str, Any]] = (),
              code_sha: str = "unknown") -> dict[str, Any]:
     """The content of results.json from scored runs.
 
@@ -160,7 +175,9 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
     `base_dir`. Each condition is compared with `baseline` ("" for no comparison) on every split both
     have; seeds are paired by number where the lists agree and taken as independent elsewhere. p-values
     are Holm-adjusted over the conditions, within one split and metric. `references`, such as the teachers,
-    are listed and not compared: they are no arm of the experiment. Raises UserError where runs must
+    are listed and not compared: they are no arm of the experiment. `curve` are scores of further checkpoints, as
+    `runs`; nothing is computed from them. Where `GAP` is there, `gap_closed` says how much of it each condition
+    closes (`stats.gap_closed`), by split and metric. Raises UserError where runs must
     not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
     """
     names = list(dict.fromkeys(run["condition"] for run in runs))
@@ -172,10 +189,13 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
         own = [run for run in runs if run["condition"] == name]
         conditions[name] = {"runs": [{k: v for k, v in run.items() if k != "condition"} for run in own],
                             "summary": _summaries(own), "vs_baseline": {}}
+        if points := [one for one in curve if one["condition"] == name]:
+            conditions[name]["curve"] = [{key: one[key] for key in ("seed", "step", "split", "n", "metrics")}
+                                         for one in points]
     for split in dict.fromkeys(run["split"] for run in runs) if baseline else ():
         for metric, (column, draws) in COMPARED.items():
             arrays = {name: _by_seed(rows, name, split, column) for name in names
-                      if (name, split) in rows and name not in references}
+                      if _has(rows, name, split, column) and name not in references}
             if baseline not in arrays:
                 continue
             compared = {name: _compare(*arrays[name], *arrays[baseline], draws)
@@ -183,6 +203,11 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
             adjusted = stats.holm([result["p"] for result in compared.values()])
             for (name, result), p_holm in zip(compared.items(), adjusted, strict=True):
                 conditions[name]["vs_baseline"].setdefault(split, {})[metric] = {**result, "p_holm": p_holm}
+    for (name, split), (metric, (column, draws)) in itertools.product(rows, COMPARED.items()):
+        if name not in GAP and all(_has(rows, one, split, column) for one in (name, *GAP)):
+            values = [_by_seed(rows, one, split, column)[1] for one in (name, *GAP)]
+            closed = conditions[name].setdefault("gap_closed", {}).setdefault(split, {})
+            closed[metric] = stats.gap_closed(*values, draws=draws)
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
             "baseline": baseline, "order": names, "conditions": conditions}
 
@@ -201,7 +226,8 @@ def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> dict[tuple[
         if counted != stated:
             raise UserError(f"{path}: (n, n_correct) is {counted}, its run says {stated}")
         other_path, other = first.setdefault(run["split"], (path, frame))
-        if len(frame) != len(other) or (frame[["index", "label"]] != other[["index", "label"]]).any(axis=None):
+        truth = ["index", "gold" if "gold" in other else "label"]
+        if len(frame) != len(other) or truth[1] not in frame or (frame[truth] != other[truth]).any(axis=None):
             raise UserError(f"{path}: other examples or labels than {other_path} ({len(frame)} and {len(other)})")
         seeds = rows.setdefault((run["condition"], run["split"]), {})
         if run["seed"] in seeds:
@@ -220,6 +246,10 @@ def _summaries(runs: list[dict]) -> dict[str, dict[str, Any]]:
     return summary
 
 
+def _has(rows: dict, name: str, split: str, column: str) -> bool:
+    return all(column in frame for frame in rows.get((name, split), {"": ()}).values())
+
+
 def _by_seed(rows: dict, name: str, split: str, column: str) -> tuple[list[int], np.ndarray]:
     frames = dict(sorted(rows[name, split].items()))
     return list(frames), np.stack([frame[column].to_numpy() for frame in frames.values()])
@@ -232,7 +262,8 @@ def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: 
 def table(results: dict[str, Any]) -> pd.DataFrame:
     """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
 
-    In the order of the conditions in `results`, the baseline first where that was not given.
+    Of text also flexible accuracy, and the share of the gap closed (by strict accuracy) where there is a gap. In the
+    order of the conditions in `results`, the baseline first where that was not given.
     """
     classes = results["data"].get("classes")
     classes = len(classes) if isinstance(classes, list) else classes
@@ -252,8 +283,15 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
                 "difference_high": difference_high, "difference_scope": versus.get("scope", ""),
                 "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
                 "chance": 1 / classes if classes else None})
+            if flexible := summary.get("accuracy_flexible"):
+                lines[-1] |= dict(zip(("flexible", "flexible_low", "flexible_high"),
+                                      (flexible["mean"], *flexible["ci95"])))
+            if closed := condition.get("gap_closed", {}).get(split, {}).get("accuracy"):
+                lines[-1] |= {"gap_closed": closed["value"], "gap_closed_scope": closed["scope"],
+                              **dict(zip(("gap_closed_low", "gap_closed_high"), closed["ci95"]))}
     frame = pd.DataFrame(lines)
-    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n", "difference_scope")]
+    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n")
+               and not column.endswith("_scope")]
     return frame.astype({column: float for column in numbers})
 
 
@@ -263,16 +301,25 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
         ends = "" if np.isnan(low) else f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
         return f"{100 * middle:{sign}.2f}{ends}"
 
+    def one_seed(yes: bool) -> str:
+        return " (1 seed)" if yes else ""
+
     def cells(row: Any) -> dict[str, str]:
         compared = not np.isnan(row.difference)
-        return {
+        shown = {
             "condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
-            "accuracy %": interval(row.accuracy, row.low, row.high) + (" (1 seed)" if row.seeds == 1 else ""),
+            "accuracy %": interval(row.accuracy, row.low, row.high) + one_seed(row.seeds == 1),
             "difference, points": interval(row.difference, row.difference_low, row.difference_high, "+")
-            + (" (1 seed)" if row.difference_scope == "examples" else "") if compared else "",
+            + one_seed(row.difference_scope == "examples") if compared else "",
             "p (Holm)": ("< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") if compared else "",
-            "detectable, points": f"{100 * row.detectable:.2f}" if compared else "",
-            "chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
+            "detectable, points": f"{100 * row.detectable:.2f}" if compared else ""}
+        if "gap_closed" in frame:
+            closed = not np.isnan(row.gap_closed)
+            shown["gap closed %"] = interval(row.gap_closed, row.gap_closed_low, row.gap_closed_high) \
+                + one_seed(row.gap_closed_scope == "examples") if closed else ""
+        if "flexible" in frame:
+            return shown | {"flexible %": interval(row.flexible, row.flexible_low, row.flexible_high)}
+        return shown | {"chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
 
     return pd.DataFrame([cells(row) for row in frame.itertuples()])
 
