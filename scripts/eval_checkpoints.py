@@ -6,19 +6,24 @@
 Every `<base_dir>/<condition>/seed<k>` is scored at its final step, with its averaged weights where the run
 has them. Rows, one an example, and the score itself are kept beside the checkpoint, so running this again
 computes only what is missing; `accelerate launch` spreads the examples over several processes.
+
+Language models answer the questions themselves. Every checkpoint is scored on validation (`--steps`), which is the
+curve; one of them, the final one or the best on validation (`--choose`), on test.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+import language_scorer
 from graft import config, rebuild, results
 from graft.errors import UserError, exit_cleanly
+from graft.generation import ENGINES
 from graft.process import accelerator, code_sha
 from graft.scoring import score
+from graft.tasks._text import TextTask
 
 SPLITS = ("val", "test")
 # What a condition may change without its comparison with the baseline becoming one of recipes.
@@ -37,10 +42,11 @@ def runs_of(base_dir: Path, condition: str) -> list[Path]:
 class Scorer:
     """Scores runs; data sets are built once."""
 
-    def __init__(self, base_dir: Path, weights: str, splits: list[str]):
-        self.base_dir, self.weights, self.splits = base_dir, weights, splits
+    def __init__(self, options: argparse.Namespace):
+        self.base_dir, self.weights, self.splits = options.base_dir, options.weights, options.splits
         self.accelerator = accelerator()
         self.task = rebuild.Tasks(self.accelerator.device)
+        self.language = language_scorer.Scorer(options, self.accelerator)
 
     def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
         """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
@@ -48,6 +54,8 @@ class Scorer:
         if cfg.method == "ssl_teacher":
             raise UserError(f"{run_dir}: a self-supervised run has no classifier to score")
         task = self.task(cfg)
+        if isinstance(task, TextTask):
+            return self.language.score(condition, run_dir, cfg, task)
         student, info = rebuild.student(cfg, run_dir, task, self.weights)
         student.to(self.accelerator.device)
         wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": cfg.seed,
@@ -57,8 +65,8 @@ class Scorer:
         for split in [name for name in self.splits if len(task.splits[name])]:
             kept = run_dir / "eval" / f"{split}-{info['step']}.json"
             rows_file = kept.with_suffix(".parquet")
-            entry = json.loads(kept.read_text()) if kept.exists() and rows_file.exists() else {}
-            if any(entry.get(key) != value for key, value in wanted.items()):
+            entry = results.kept(kept, wanted)
+            if not entry:
                 rows = score(student, task.splits[split], self.accelerator.device, cfg.evaluate.batch_size,
                              self.accelerator.process_index, self.accelerator.num_processes)
                 entry = {**wanted, "split": split, "n": len(rows["index"]),
@@ -97,8 +105,15 @@ def main() -> None:
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    text = parser.add_argument_group("language models")
+    text.add_argument("--steps", choices=["all", "final"], default="all", help="checkpoints scored on validation")
+    text.add_argument("--choose", choices=["final", "best_val"], default="final", help="the one scored on test")
+    text.add_argument("--engine", choices=ENGINES, default="transformers")
+    text.add_argument("--batch_size", type=int, help="prompts answered together; default: evaluate.batch_size")
+    text.add_argument("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one model")
+    text.add_argument("--icl", type=Path, help="what eval_icl.py wrote; its conditions become references")
     options = parser.parse_args()
-    scorer = Scorer(options.base_dir, options.weights, options.splits)
+    scorer = Scorer(options)
     main_process = scorer.accelerator.is_main_process
     entries: list[dict[str, Any]] = []
     conditions: dict[str, list[Path]] = {}
@@ -116,10 +131,15 @@ def main() -> None:
     if not main_process:
         return
     task = next(iter(scorer.task.built.values()))
-    data = {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes,
+    references = list(options.references)
+    if options.icl:
+        untrained = language_scorer.untrained(options.icl, options.base_dir, options.splits)
+        entries += untrained
+        references += dict.fromkeys(entry["condition"] for entry in untrained)
+    data = {**task.about, **({"classes": task.classes} if task.classes else {}),
             "sizes": {name: len(split) for name, split in task.splits.items()}}
     assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,
-                                 references=options.references, code_sha=code_sha())
+                                 references=references, curve=scorer.language.curve, code_sha=code_sha())
     for name, notes in about(options.base_dir, conditions, options.baseline).items():
         assembled["conditions"][name] |= notes
         if notes["recipe_differs"] and name not in options.references:

@@ -160,7 +160,7 @@ class Transformers:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
                 # An adapter with other names than the model's would silently be none.
                 warnings.filterwarnings("error", message="Found missing adapter keys")
-                tuned = PeftModel.from_pretrained(lm, weights, torch_device=str(self.device)).eval()
+                tuned = PeftModel.from_pretrained(lm, weights, torch_device="cpu").eval()
         except (OSError, ValueError, RuntimeError, KeyError, UserWarning) as error:
             self.loaded = None  # it may have the adapter half inside
             reason = " ".join(str(error).split())[:300]

@@ -1,0 +1,72 @@
+"""Scores of language models' checkpoints, for eval_checkpoints.py."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from graft import answers, checkpoint, generation, results
+from graft.errors import UserError
+from graft.options import Config
+from graft.tasks._text import TextTask
+
+
+class Scorer:
+    """Scores runs; the base model is loaded once for all that share it. `curve` collects validation scores."""
+
+    def __init__(self, options: argparse.Namespace, accelerator: Accelerator):
+        self.options, self.accelerator = options, accelerator
+        self.engine: tuple[dict, Any] = ({}, None)
+        self.curve: list[dict[str, Any]] = []
+
+    def score(self, condition: str, run_dir: Path, cfg: Config, task: TextTask) -> list[dict[str, Any]]:
+        """The entries of `conditions.*.runs` for one run: its chosen step, on each split."""
+        if self.options.weights == "average":
+            raise UserError(f"--weights average: {run_dir} trained a language model; only its last weights are scored")
+        steps = answers.finished(run_dir)
+        chosen, entries = steps[-1], []
+        if self.options.choose == "best_val" and "val" not in self.options.splits:
+            raise UserError("--choose best_val: needs --splits val")
+        if "val" in self.options.splits and len(task.splits["val"]):
+            wanted = steps if self.options.steps == "all" or self.options.choose == "best_val" else steps[-1:]
+            scored = [self._one(condition, run_dir, cfg, task, "val", step) for step in wanted]
+            self.curve += scored
+            chosen = answers.best(scored) if self.options.choose == "best_val" else chosen
+            entries += [entry for entry in scored if entry["step"] == chosen]
+        if "test" in self.options.splits:
+            self._looked_before(run_dir, chosen)
+            entries.append(self._one(condition, run_dir, cfg, task, "test", chosen))
+        return entries
+
+    def _looked_before(self, run_dir: Path, chosen: int) -> None:
+        """Say so where test has been scored at another step: a choice between them would be one on test."""
+        others = sorted(int(file.stem[5:]) for file in (run_dir / "eval").glob("test-*.json"))
+        if others and others != [chosen] and self.accelerator.is_main_process:
+            print(f"note: {run_dir}: test was scored before at step {', '.join(map(str, others))}, now at {chosen}")
+
+    def _one(self, condition: str, run_dir: Path, cfg: Config, task: TextTask, split: str, step: int) -> dict[str, Any]:
+        folder, own = checkpoint.path_of(run_dir, step), task.splits[split]
+        wanted = {"condition": condition, "seed": cfg.seed, "step": step, "split": split, **answers.weights_of(folder)}
+        return answers.scored(run_dir / "eval" / f"{split}-{step}.json", wanted, self._engine(cfg, task), task,
+                              own.prompts, range(len(own)), folder, self.options.base_dir, self.accelerator)
+
+    def _engine(self, cfg: Config, task: TextTask) -> Any:
+        longest = max(int(split.prompts.lengths.max()) for split in task.splits.values() if len(split))
+        source = generation.source(cfg, task, longest)
+        if self.engine[0] != source:
+            self.engine = ({}, None)  # free the old one first
+            folders = self.options.base_dir.glob("*/seed*/checkpoint-*")
+            self.engine = (source, generation.engine(
+                self.options.engine, source, batch_size=self.options.batch_size or cfg.evaluate.batch_size,
+                device=self.accelerator.device, tensor_parallel=self.options.tensor_parallel,
+                adapters=list(folders), processes=self.accelerator.num_processes))
+        return self.engine[1]
+
+
+def untrained(icl: Path, base_dir: Path, splits: list[str]) -> list[dict[str, Any]]:
+    """The entries of a file of eval_icl.py, their rows seen from `base_dir`."""
+    content = results.read_results(icl)
+    return [{**run, "condition": name, "examples": os.path.relpath(icl.parent / run["examples"], base_dir)}
+            for name, condition in content["conditions"].items() for run in condition["runs"] if run["split"] in splits]

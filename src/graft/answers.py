@@ -1,0 +1,146 @@
+"""Scoring language models on questions: answers are generated, kept as they come, judged item by item.
+
+A score is a JSON file with its rows beside it, `eval/<split>-<step>.{json,parquet}`; while it is made, what has been
+generated lies in `eval/<split>-<step>.<digest>.<rank>.jsonl`, and a crash loses nothing of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from graft import checkpoint, keyed, results, stats
+from graft.errors import UserError
+from graft.process import code_sha
+from graft.tasks._text import Ragged, TextTask
+
+
+def items(size: int, limit: int) -> list[int]:
+    """Positions of the items to score: all, or a random `limit` of them, the same ones for everybody."""
+    return sorted(keyed.permutation(keyed.key("limit"), size)[:limit or size].tolist())
+
+
+def finished(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints of a finished run, ascending. Raises UserError if it is not finished."""
+    have = checkpoint.steps(run_dir)
+    if not have:
+        raise UserError(f"{run_dir}: no checkpoint; expected {run_dir}/checkpoint-<step>")
+    info = json.loads((checkpoint.path_of(run_dir, have[-1]) / "trainer.json").read_text())
+    if not info["final"]:
+        raise UserError(f"{run_dir}: not finished, its newest checkpoint is step {info['step']} of "
+                        f"{info['total_steps']}; run the same command again to finish it")
+    return have
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Which weights a checkpoint holds and their digest, as its manifest says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        stem = next(stem for stem in checkpoint.STUDENT if f"{stem}.safetensors" in manifest)
+    except (OSError, ValueError, StopIteration):
+        raise UserError(f"{folder}/manifest.json: missing or unreadable") from None
+    return {"weights": stem, "checkpoint_sha256": manifest[f"{stem}.safetensors"]["sha256"]}
+
+
+def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prompts: Ragged, index: Sequence[int],
+           weights: Path | None, base_dir: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """The run's entry for one split, from what is kept at `path` where it is still true.
+
+    `wanted` is what must be equal for that; it holds `split` and goes into the entry. `prompts[j]` asks item
+    `index[j]`. Raises UserError if the checkpoint in `weights` is damaged.
+    """
+    wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index), "data_fingerprint": task.fingerprint,
+              "engine": engine.name, "precision": engine.source.dtype,
+              "max_new_tokens": engine.source.stop.max_new_tokens}
+    if entry := results.kept(path, wanted):
+        return entry
+    if weights is not None and accelerator.is_main_process:
+        checkpoint.verify(weights)
+    texts = _generate(path, wanted, engine, prompts, weights, accelerator)
+    rows = judge(task, wanted["split"], index, [texts[j] for j in range(len(index))])
+    rows_file = path.with_suffix(".parquet")
+    entry = {**wanted, "metrics": metrics(rows), "examples": str(rows_file.relative_to(base_dir)),
+             "code_sha": code_sha()}
+    if accelerator.is_main_process:
+        results.write_examples(rows_file, rows, task.fingerprint)
+        results.write_json(path, entry)
+        for part in path.parent.glob(f"{path.stem}.*.jsonl"):
+            part.unlink()
+    return entry
+
+
+def _generate(path: Path, wanted: dict[str, Any], engine: Any, prompts: Ragged, weights: Path | None,
+              accelerator: Accelerator) -> dict[int, dict[str, Any]]:
+    """`{j: {text, tokens, ended}}` of every prompt, on every process; only what is not kept is generated.
+
+    Prompts are dealt by length, so that processes finish together; any number of them may continue the work of any
+    other number.
+    """
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shared = [_read_parts(path, digest) if accelerator.is_main_process else None]
+    texts = broadcast_object_list(shared)[0]
+    missing = sorted(set(range(len(prompts.lengths))) - texts.keys(), key=lambda j: (-int(prompts.lengths[j]), j))
+    mine = missing[accelerator.process_index::accelerator.num_processes]
+    made = {}
+    with path.with_name(f"{path.stem}.{digest}.{accelerator.process_index}.jsonl").open("a") as file:
+        file.write("\n")  # the last line of a killed process may be half a line
+        for place, one in tqdm(engine.generate([prompts[j].tolist() for j in mine], weights), total=len(mine),
+                               desc=f"{path.parent.parent.name} {path.stem}", mininterval=2.0,
+                               disable=None if accelerator.is_main_process else True):
+            made[mine[place]] = {"text": one.text, "tokens": len(one.ids), "ended": one.ended}
+            file.write(json.dumps({"j": mine[place], **made[mine[place]]}) + "\n")
+            file.flush()
+    shares = gather_object([made]) if accelerator.num_processes > 1 else [made]
+    for share in shares:
+        texts |= share
+    assert texts.keys() == set(range(len(prompts.lengths)))
+    return texts
+
+
+def _read_parts(path: Path, digest: str) -> dict[int, dict[str, Any]]:
+    found = {}
+    for part in path.parent.glob(f"{path.stem}.{digest}.*.jsonl"):
+        for line in part.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                found[row.pop("j")] = row
+            except ValueError:
+                continue
+    return found
+
+
+def judge(task: TextTask, split: str, index: Sequence[int], texts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row an item (`results.TEXT_COLUMNS`): `prediction` by the strict rule, `prediction_flexible` by the other.
+
+    No prediction ("") is wrong. `tokens` were generated, the one that ended the answer apart.
+    """
+    lines = []
+    for i, given in zip(index, texts, strict=True):
+        item, (strict, flexible) = task.splits[split].items[i], task.extract(given["text"])
+        lines.append({"index": i, "id": item.id, "gold": item.gold, "prediction": strict,
+                      "correct": strict == item.gold != "", "prediction_flexible": flexible,
+                      "correct_flexible": flexible == item.gold != "", **given})
+    return pd.DataFrame(lines, columns=list(results.TEXT_COLUMNS))
+
+
+def metrics(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Strict and flexible accuracy and the share of answers that ended by themselves, with counts and Wilson intervals;
+    mean tokens generated."""
+    n, found = len(rows), {}
+    for name, column in {"accuracy": "correct", "accuracy_flexible": "correct_flexible", "ended": "ended"}.items():
+        count = int(rows[column].sum())
+        found[name] = {"value": count / n, "n_correct": count, "ci95": list(stats.wilson(count, n))}
+    found["ended"]["n_ended"] = found["ended"].pop("n_correct")
+    return {**found, "tokens": {"value": float(rows["tokens"].mean())}}
+
+
+def best(entries: Sequence[dict[str, Any]]) -> int:
+    """The step with the highest strict accuracy, the earliest of equal ones."""
+    return max(entries, key=lambda entry: (entry["metrics"]["accuracy"]["value"], -entry["step"]))["step"]
