@@ -156,8 +156,10 @@ def test_splits_are_disjoint_complete_and_depend_on_their_seed_alone(build):
 def test_too_much_is_refused_and_long_items_are_counted(build):
     assert "task.subset: gsm8k has 48 training items, got 49" in one_line(build, subset=49)
     assert "no training item of gsm8k fits 10 tokens" in one_line(build, max_length=10)
-    full, short = build(max_length=1000), build(max_length=100)
-    kept = [item for item in full.splits["train"].items if length(item) <= 100]
+    full = build(max_length=1000)
+    limit = int(full.splits["train"].lengths.median())  # the length of an item, which just fits
+    short = build(max_length=limit)
+    kept = [item for item in full.splits["train"].items if length(item) <= limit]
     assert 0 < len(kept) < 48 and short.splits["train"].items == kept and short.left_out == 48 - len(kept)
     assert full.left_out == 0 and len(short.splits["test"]) == TEST and short.fingerprint != full.fingerprint
 
