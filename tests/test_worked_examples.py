@@ -72,7 +72,7 @@ def test_worked_examples_depend_on_item_and_seed_alone(task, prompt):
         assert of_item[42] != of_item[99]
     turned = small_task(prompt, sums(0, 60), sums(1000, 12)[::-1], val_fraction=0.2)
     of_test = [choose(task, "test", i, Context("fewshot", 8)) for i in range(12)]
-    assert of_test == [choose(turned, "test", 11 - i, Context("fewshot", 8)) for i in range(12)]  # the item, not its place
+    assert of_test == [choose(turned, "test", 11 - i, Context("fewshot", 8)) for i in range(12)]  # not its place
     assert len({json.dumps(shots) for shots in of_test}) == 12
 
 
