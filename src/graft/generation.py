@@ -119,7 +119,10 @@ def cut(ids: Sequence[int], stop: Stop, decode: Callable[[Sequence[int]], str]) 
 
 
 class Transformers:
-    """Batches of prompts of like length, the longest first, in this process."""
+    """Batches of prompts of like length, the longest first, in this process.
+
+    The batch size changes an answer only where rounding decides between two tokens.
+    """
 
     name = "transformers"
 
