@@ -49,7 +49,8 @@ def test_thousands_of_digits_are_still_a_number():
     (r"so $\boxed{5}$.", "5", "5"), (r"\boxed{1} then \boxed{2}", "2", "2"),
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", None),
     (r"\boxed{\dfrac12}", r"\frac{1}{2}", None), (r"\boxed{1/2}", r"\frac{1}{2}", None),
-    (r"\boxed{\{ 1} and }", r"\{1", None), (r"\boxed{\{1,2\}}", r"\{1,2\}", None), (r"\boxed{\left\{ 1 \right\}}", r"\{1\}", None), (r"\boxed 7", "7", "7"),
+    (r"\boxed{\{ 1} and }", r"\{1", None), (r"\boxed{\{1,2\}}", r"\{1,2\}", None),
+    (r"\boxed{\left\{ 1 \right\}}", r"\{1\}", None), (r"\boxed 7", "7", "7"),
     (r"\boxed 7$. Done", "7", "7"), (r"\fbox{8}", "8", "8"), (r"\boxed{1}, \boxed{2", "1", "1"),
     (r"\boxed{\text{E}}", "E", "E"),
     (r"\boxed{3{,}000}", "3000", None), ("It is 12.", "", "12"), ("", "", "")])
