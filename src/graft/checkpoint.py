@@ -179,10 +179,10 @@ def newest_valid(run_dir: Path) -> Path | None:
     return None
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
-    """`(tensors, optimizer, info)` of a verified checkpoint, on the CPU."""
+def load(path: Path, mapped: bool = False) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
+    """`(tensors, optimizer, info)` of a verified checkpoint, on the CPU; `mapped`: read when they are used."""
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    optimizer = torch.load(path / "optim.pt", map_location="cpu", weights_only=True)
+    optimizer = torch.load(path / "optim.pt", map_location="cpu", weights_only=True, mmap=mapped)
     return tensors, optimizer, json.loads((path / "trainer.json").read_text())
 
 

@@ -1,6 +1,7 @@
 """What is wrapped for several processes: the student and the objective as one module."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,7 +9,7 @@ from graft.outputs import Tokens
 
 
 class Learner(nn.Module):
-    """Student and objective as one module, so that what DDP wraps returns the loss.
+    """Student and objective as one module, so that what DDP or FSDP wraps returns the loss.
 
     DDP finds the parameters that a step does not use by walking back from what the module returns. A student
     alone returns outputs that a loss may leave aside (a distillation head without `kd`), and DDP would wait
@@ -27,3 +28,7 @@ class Learner(nn.Module):
         """
         with self.autocast():
             return self.objective(self.student(inputs, features=features), *rest, **options)
+
+    def lend(self, function: Callable[..., Any], *given: Any) -> Any:
+        """`function(*given)`, which may call the student alone: its weights are at hand, also where FSDP has parts."""
+        return function(*given)

@@ -24,7 +24,7 @@ def find(run_dir: Path, choice: str) -> Path | None:
 
 
 def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, origin: dict[str, str]) -> str:
-    """Raise UserError if the checkpoint belongs to another configuration, number of processes, data or base model.
+    """Raise UserError if the checkpoint is of another configuration, number of processes, sharding, data or base model.
 
     Returns a note if only the code differs: that may be a fix, and the next checkpoint records the new commit.
     """
@@ -36,7 +36,8 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     if info["world_size"] != world:
         raise UserError(f"{path}: was made by {info['world_size']} processes, this is {world}; the result would not be "
                         "bit-identical; launch with the same number")
-    for key, what in (("data_fingerprint", "other data"), ("base", "another base model")):
+    for key, what in (("data_fingerprint", "other data"), ("base", "another base model"),
+                      ("sharding", "another sharding")):
         if info.get(key) != origin.get(key):
             raise UserError(f"{path}: was made with {what} ({key} {str(info.get(key))[:12]}, now "
                             f"{str(origin.get(key))[:12]})")

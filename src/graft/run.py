@@ -31,6 +31,7 @@ from graft.resume import leaves
 from graft.saving import Saver
 from graft.schema import to_steps
 from graft.selection import Selection
+from graft.sharding import shard, wanted
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.update import Update
@@ -58,6 +59,7 @@ class Run:
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
+        self.sharded = wanted(config, self.world)
         if precision_of_launcher != "no" and precision_of_launcher != self.train.precision:
             self.print(f"note: the launcher says {precision_of_launcher}, the config says train.precision: "
                        f"{self.train.precision}; the config decides")
@@ -103,7 +105,9 @@ class Run:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 autocast if the config says so. Losses are fp32 either way."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
+        # The cache would keep a bf16 copy of every layer, gathered, to the end of the forward pass.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16",
+                              cache_enabled=not self.sharded)
 
     # ---------------------------------------------------------------------------------------- start
 
@@ -124,20 +128,23 @@ class Run:
         if self.world > 1 and self.device.type == "cuda":
             # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-        self.module, self.objective_module = student.to(self.device), objective.to(self.device)
+        if not self.sharded:
+            student, objective = student.to(self.device), objective.to(self.device)
+        self.module, self.objective_module = student, objective
         self.average = None
         if average is None and train.average != "none":
             self.average = Average(self.module, train, self.steps_per_epoch, self.total_steps)
         self.averaged_module = self.average.model if self.average else average and average.to(self.device)
-        self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         compiled = self.module if train.compile == "none" else torch.compile(self.module, mode=train.compile)
-        self.learner = self.accelerator.prepare_model(Learner(compiled, self.objective_module, self.autocast))
+        learner = Learner(compiled, self.objective_module, self.autocast)
+        self.learner = shard(learner, self.device) if self.sharded else self.accelerator.prepare_model(learner)
+        self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         self.selection = Selection(train, config.optim)
         self.validation = Validation(config, task, self.averaged_module, self.average, evaluate, self.device,
-                                     self.rank, self.world, self.autocast)
+                                     self.rank, self.world, learner)
         self.update = Update(config, self.optimizer, self.device, self.rank, self.world)
         self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
-                           self.rank, self.world)
+                           self.rank, self.world, self.sharded)
         if config.dry_run:
             self._describe()
             return
@@ -156,7 +163,8 @@ class Run:
         self.print(f"{self.dir}: {self.task.data_id}, {len(self.split)} training {self.task.unit}; "
                    f"student {self.config.student.name}, {sum(sizes):,} parameters{few}; {self.total_steps} steps = "
                    f"{self.total_steps / self.steps_per_epoch:.4g} epochs of {self.steps_per_epoch} × "
-                   f"{self.train.batch_size} {self.task.unit} on {self.world} × {self.device.type}")
+                   f"{self.train.batch_size} {self.task.unit} on {self.world} × {self.device.type}"
+                   + (", sharded" if self.sharded else ""))
         for note in self.task.notes:
             self.print(note)
         if self.step_done:

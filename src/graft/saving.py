@@ -14,6 +14,7 @@ from graft.errors import DiskProblem
 from graft.options import Config
 from graft.process import code_sha, provenance, write_status
 from graft.resume import find, refuse_other_run
+from graft.sharding import gathered, parted, parted_optimizer
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 
@@ -24,9 +25,9 @@ class Saver:
     """Saves and resumes `student`, `average` and `objective` (those that have weights) with their optimizer."""
 
     def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
-                 objective: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int):
+                 objective: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int, sharded: bool):
         self.config, self.task, self.student, self.optimizer = config, task, student, optimizer
-        self.main, self.world, self.failures = rank == 0, world, 0
+        self.main, self.world, self.sharded, self.failures = rank == 0, world, sharded, 0
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
@@ -41,18 +42,20 @@ class Saver:
             dist.broadcast_object_list(found)
         if found[0] is None:
             return None
-        tensors, optimizer, info = checkpoint.load(found[0])
+        # Of a model in parts each process needs only its own, and all of them may share one host's memory.
+        tensors, optimizer, info = checkpoint.load(found[0], mapped=self.sharded)
         if note := refuse_other_run(found[0], info, self.config, self.world, self._origin()):
             say(note)
         for stem, module in self.modules.items():
-            module.load_state_dict(tensors[stem])
-        self.optimizer.load_state_dict(optimizer)
+            module.load_state_dict(parted(tensors[stem], module.state_dict()))
+        self.optimizer.load_state_dict(parted_optimizer(optimizer, self.optimizer))
         return info
 
     def _origin(self) -> dict[str, str]:
         """What a checkpoint of this run cannot be continued without, beside its configuration."""
         base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
-        return {"data_fingerprint": self.task.fingerprint, **base}
+        sharding = {"sharding": "fsdp"} if self.sharded else {}  # sums are added in another order
+        return {"data_fingerprint": self.task.fingerprint, **base, **sharding}
 
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
@@ -61,14 +64,16 @@ class Saver:
         Raises DiskProblem after three failures in a row, or if the last checkpoint of the run fails.
         """
         outcome = [""]
+        if self.main or self.sharded:
+            tensors = {stem: gathered(module.state_dict(), self.main) for stem, module in self.modules.items()}
+            optimizer = gathered(self.optimizer.state_dict(), self.main)
         if self.main:
             info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
                     "config": self.config.identity(), "code_sha": code_sha(), **self._origin()}
             texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
-            tensors = {stem: module.state_dict() for stem, module in self.modules.items()}
             try:
-                checkpoint.save(self.config.run_dir, step, tensors, self.optimizer.state_dict(), info,
-                                self.config.train.keep, best_step, texts)
+                checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
+                                best_step, texts)
                 write_status(self.config.run_dir, "running", step)
             except OSError as error:
                 outcome = [str(error)]

@@ -63,16 +63,21 @@ def score_answers(model: nn.Module, split: TextSplit, batch_size: int, rank: int
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=split.device)
-    by_length = torch.argsort(split.lengths, descending=True, stable=True)[rank::world]
-    mine = by_length.split(batch_size) if len(by_length) else ()  # fewer items than processes
-    for tokens, targets in split.batches(mine):
+    by_length = torch.argsort(split.lengths, descending=True, stable=True)
+    own = by_length[rank::world]
+    mine = list(own.split(batch_size)) if len(own) else []  # fewer items than processes
+    # Where FSDP has parts of the model, a forward pass is everybody's: a process with less to do repeats an item.
+    most = -(-len(by_length[::world]) // batch_size)
+    spare = [by_length[:1]] * (most - len(mine))
+    for number, (tokens, targets) in enumerate(split.batches([*mine, *spare])):
+        counts = number < len(mine)
         with autocast():
             out = model(tokens)
             at_once = max(1, LOGITS_AT_ONCE // out.head.vocabulary)
             for hidden, wanted in zip(out.hidden.split(at_once), targets.split(at_once), strict=True):
                 log_p = out.head(hidden).float().log_softmax(-1)
-                totals += torch.stack([-log_p.gather(1, wanted[:, None]).sum(dtype=torch.float64),
-                                       (log_p.argmax(1) == wanted).sum(), log_p.new_tensor(len(wanted))])
+                totals += counts * torch.stack([-log_p.gather(1, wanted[:, None]).sum(dtype=torch.float64),
+                                                (log_p.argmax(1) == wanted).sum(), log_p.new_tensor(len(wanted))])
     model.train(was_training)
     if world > 1:
         dist.all_reduce(totals)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from graft import checkpoint
 from graft.errors import NonFinite
 from graft.options import Config
+from graft.sharding import whole
 
 
 class Update:
@@ -34,7 +35,7 @@ class Update:
 
         `stop` says that this process was asked to stop. Raises NonFinite, for this step or an earlier one.
         """
-        norm = nn.utils.clip_grad_norm_(self.params, self.config.optim.clip or float("inf"))
+        norm = whole(nn.utils.clip_grad_norm_(self.params, self.config.optim.clip or float("inf")))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         broken = ~(torch.isfinite(norm) & torch.isfinite(self._window["loss"]))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from graft import keyed, pictures
 from graft.augment import Augment
 from graft.journal import Journal
+from graft.learner import Learner
 from graft.optim import Average, recompute_batchnorm
 from graft.options import Config
 from graft.scoring import score, score_answers, summary
@@ -25,14 +26,14 @@ class Validation:
     """Scores of `val`, and of `val_average` where there is an averaged module that means something.
 
     `average` is who averages it, or None if the caller does. `evaluate(module)` replaces scoring the labels, or the
-    answers. `pictures` of the scores go to the journal.
+    answers. `learner` has the student (not what DDP made of it). `pictures` of the scores go to the journal.
     """
 
     def __init__(self, config: Config, task: Task | TextTask, averaged: nn.Module | None, average: Average | None,
-                 evaluate: Evaluate | None, device: torch.device, rank: int, world: int, autocast: Callable):
+                 evaluate: Evaluate | None, device: torch.device, rank: int, world: int, learner: Learner):
         self.config, self.task, self.averaged, self.average, self.evaluate = config, task, averaged, average, evaluate
-        self.split, self.device, self.rank, self.world, self.autocast = (task.splits["val"], device, rank, world,
-                                                                         autocast)
+        self.split, self.device, self.rank, self.world = task.splits["val"], device, rank, world
+        self.lend, self.autocast = learner.lend, learner.autocast
 
     def scores(self, module: nn.Module, step: int, journal: Journal | None) -> dict[str, dict[str, float]]:
         """Metrics by name for each of the splits, the same on every process; `journal` is that of the main process."""
@@ -52,7 +53,7 @@ class Validation:
             return self.evaluate(module)
         batch_size = self.config.evaluate.batch_size
         if isinstance(self.task, TextTask):
-            return score_answers(module, self.split, batch_size, self.rank, self.world, self.autocast)
+            return self.lend(score_answers, module, self.split, batch_size, self.rank, self.world, self.autocast)
         rows = score(module, self.split, self.device, batch_size, self.rank, self.world, self.autocast)
         if journal and self.config.train.tensorboard:
             (images, _), = self.split.batches([torch.arange(min(PICTURES, len(rows["index"])))])

@@ -1,0 +1,98 @@
+"""Weights, gradients and optimizer states in parts, one on each process (FSDP2), for language models too large for one.
+
+The launcher asks for it (configs/accelerate/fsdp.yaml). Each decoder layer is gathered while it computes; embeddings,
+last norm and head belong to the root, gathered from the beginning of a forward pass to the end of its backward pass,
+because the head is called piece by piece outside the decoder. Precision is autocast's, as without sharding.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from graft import schema
+from graft.errors import UserError
+from graft.learner import Learner
+from graft.options import Config
+
+# What the launcher may say: the sharding is as above, every process loads the weights.
+REQUIRED = {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "FSDP_ACTIVATION_CHECKPOINTING": "false"}
+
+
+def wanted(config: Config, world: int) -> bool:
+    """Whether the launcher asks for sharding. Raises UserError if it asks for another, or the run cannot be sharded."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
+        return False
+    for name, value in REQUIRED.items():
+        if (found := os.environ.get(name, "")) != value:
+            raise UserError(f"accelerate fsdp_config: {name.lower()} must be {value}, got {found or 'nothing'}")
+    if world < 2:
+        raise UserError("accelerate fsdp_config: one process has nothing to share; use configs/accelerate/1gpu.yaml")
+    if not schema.part_constant("students", config.student.name, "TEXT"):
+        raise UserError(f"student.name: {config.student.name} cannot be sharded, only language models can; use "
+                        "configs/accelerate/2gpu.yaml")
+    if config.train.compile != "none":
+        raise UserError(f"train.compile: {config.train.compile} cannot be used under FSDP; use none")
+    if config.teacher.name == "context_lm" and config.teacher.args["serve"] == "adapter":
+        # Its forward passes are as many as the lengths of a process's own items ask for, and each is a collective.
+        raise UserError("teacher.serve: adapter cannot be used under FSDP; use cache")
+    return True
+
+
+def shard(learner: Learner, device: torch.device) -> Learner:
+    """Put the learner on the device, a part of every weight on each process. Optimizers come afterwards."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    lm = learner.student.model
+    layers = [module for module in lm.modules() if type(module).__name__ in (lm._no_split_modules or ())]
+    if not layers:
+        raise UserError(f"student.model: {type(lm).__name__} does not say what its layers are; it cannot be sharded")
+    # One by one, so that no device ever holds the whole model. A group's trained weights must have one type: adapters
+    # are fp32, the frozen weights beside them may be bf16.
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(learner, mesh=mesh)
+    register_fsdp_forward_method(learner, "lend")
+    return learner
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what its parts are together; all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(state: Any, keep: bool) -> Any:
+    """Nested state with whole tensors, on the CPU, in place of those in parts; all processes must ask.
+
+    Those who do not `keep` them get None in their place.
+    """
+    if isinstance(state, DTensor):
+        full = whole(state.detach())
+        return full.cpu() if keep else None
+    if isinstance(state, dict):
+        return {key: gathered(value, keep) for key, value in state.items()}
+    return [gathered(value, keep) for value in state] if isinstance(state, list) else state
+
+
+def parted(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors by name, in parts where those in `like` are and have their shape."""
+    return {name: _part(value, like.get(name)) for name, value in state.items()}
+
+
+def parted_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state with what belongs to a weight in parts as that weight is."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return {**state, "state": {index: parted(values, dict.fromkeys(values, params[index]))
+                               for index, values in state["state"].items()}}
+
+
+def _part(value: Tensor, like: Tensor | None) -> Tensor:
+    if not isinstance(like, DTensor) or value.shape != like.shape:  # a step count, say
+        return value
+    # Every process has read the whole; a copy of its part lets go of the rest.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
