@@ -213,14 +213,14 @@ def test_full_fine_tuning_has_master_weights_in_fp32_and_trains_all(tmp_path):
     assert len(gradients) == len(list(model.parameters())) and all(g.abs().max() > 0 for g in gradients.values())
 
 
-def test_untrained_is_the_base_and_leaves_everything_as_it_was():
+def test_untrained_is_the_base_and_leaves_everything_as_it_was(tmp_path):
     about = task()
-    model, base = student(about, dropout=0.5), student(about, lora=False).eval()
+    path = changed("qwen3", tmp_path / "lm", attention_dropout=0.5)  # adapters that are off have no dropout
+    model, base = student(about, model=path, dropout=0.5), student(about, lora=False).eval()
     disturb(model)
     model.train()
-    model.lm.get_base_model().model.layers[1].eval()  # not all modules need to be in one mode
-    model.train()
     tokens, _ = batch(about, 3, 17)
+    assert not torch.equal(model(tokens).hidden, model(tokens).hidden)
     flags = [p.requires_grad for p in model.parameters()]
     with model.untrained(), torch.no_grad():
         assert torch.equal(model(tokens).hidden, base(tokens).hidden)
@@ -295,8 +295,7 @@ def test_saving_asks_nobody_but_the_disk(monkeypatch):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(theirs, "check_file_exists_on_hf_hub", asked)
-    for config in model.lm.peft_config.values():
-        config.base_model_name_or_path = "somebody/something"
+    model.lm.peft_config["default"].base_model_name_or_path = "somebody/something"
     assert len(model.state_dict()) == 28
 
 
@@ -402,6 +401,12 @@ def test_an_adapter_is_no_model(tmp_path):
 ])
 def test_configurations_that_make_no_sense_are_refused_before_anything_is_loaded(tmp_path, change, says):
     assert says in one_line(tiny, tmp_path / "x", *change)
+
+
+def test_the_teachers_precision_may_follow_a_default(tmp_path):
+    teacher = "teacher={name: context_lm, precision: '${train.precision}'}"
+    for change, precision in (([], "fp32"), (["train.precision=bf16"], "bf16")):
+        assert tiny(tmp_path / "x", teacher, "method=distill", *change).teacher.args["precision"] == precision
 
 
 def test_topk_is_for_text():

@@ -415,6 +415,23 @@ def test_a_cache_that_is_missing_too_small_or_lacks_a_position_is_refused(about,
     assert "holds positions ['rows'], wanted ['rows', 'next']" in one_line(make_cache, tmp_path / "c", about)
 
 
+def test_a_damaged_cache_is_refused(about, tmp_path, cache):
+    for name in ("rows.log_probs.npy", "next.indices.npy", "rows.offset.npy", "done.npy"):
+        for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-50])):
+            folder = tmp_path / "c"
+            shutil.copytree(cache, folder)
+            damage(folder / name)
+            for call, args in ((cached, (about, folder)), (make_cache, (folder, about))):
+                assert f"{name}: missing or damaged" in one_line(call, *args)
+            shutil.rmtree(folder)
+
+
+def test_a_cache_of_a_model_with_more_embeddings_is_refused(about, tmp_path):
+    wide = lm(vocabulary=about.num_classes + 5)
+    make_cache(tmp_path / "c", about, teacher=teacher_of(about, path=wide))
+    assert "the student 2" in one_line(cached, about, tmp_path / "c", model=wide)
+
+
 def test_a_full_disk_is_noticed_before_anything_is_computed(about, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -146,7 +146,8 @@ def test_accumulation_does_not_change_the_training(tmp_path, lora):
 def test_two_processes_do_not_change_the_training(tmp_path, lora):
     serve = [f"student.lora={lora}", TEACHER % (", serve: adapter" if lora else ", serve: copy")]
     rows = run_main(distilled(tmp_path / "a", *DIVIDED, *serve))
-    done = launch(tmp_path / "b", *DISTILL, *DIVIDED, *serve, "train.accumulate=2", processes=2)
+    done = launch(tmp_path / "b", *DISTILL, *DIVIDED, *serve, "train.accumulate=2", "student.checkpointing=true",
+                  processes=2)
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu" in done.stdout
     assert json.loads((tmp_path / "b/seed0/metadata.json").read_text())["attempts"][0]["world_size"] == 2

@@ -198,10 +198,13 @@ def _checked(source: str, path: str, value: Any, rule: Field) -> Any:
 
 def _complete(merge: _Merge) -> Config:
     """Fill in defaults, resolve interpolations, check across keys, freeze."""
-    values = merge.values
+    values = dict(merge.values)
     for key in PARTS:
         if key not in values:
             raise UserError(f"{key}: missing; give a --base_config that has one")
+    for key, cls in SECTIONS.items():  # with their defaults, so that ${train.precision} finds one
+        defaults = {name: rule.default for name, rule in schema.dataclass_fields(cls).items()}
+        values[key] = {**defaults, **values.get(key, {})}
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
@@ -228,7 +231,7 @@ def _complete(merge: _Merge) -> Config:
     for key, cls in SECTIONS.items():
         rules = schema.dataclass_fields(cls)
         given = {name: _checked(who(f"{key}.{name}"), f"{key}.{name}", value, rules[name])
-                 for name, value in resolved.get(key, {}).items()}
+                 for name, value in resolved[key].items()}
         built[key] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
     built |= {key: _checked(who(key), key, resolved[key], rule) for key, rule in SCALARS.items()}
     config = Config(**built)

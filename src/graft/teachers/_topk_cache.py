@@ -77,6 +77,14 @@ def _short(value: Any) -> str:
     return str(value)[:60]
 
 
+def _load(file: Path, mode: str) -> np.ndarray:
+    try:
+        np.load(file, mmap_mode="r")  # "r+" would lengthen a file that was cut short
+        return np.load(file, mmap_mode=mode)
+    except (OSError, ValueError):
+        raise UserError(f"teacher.path: {file}: missing or damaged; remove the folder and build it again") from None
+
+
 class Arrays:
     """The memory-mapped arrays of a cache, for one position."""
 
@@ -84,7 +92,7 @@ class Arrays:
         shapes = {"log_probs": ((tokens, k), DTYPES[dtype]), "indices": ((tokens, k), np.int32),
                   "offset": ((tokens,), np.float32), "logsumexp": ((tokens,), np.float32)}
         self.arrays = {name: np.lib.format.open_memmap(folder / f"{position}.{name}.npy", mode, kind, shape)
-                       if mode == "w+" else np.load(folder / f"{position}.{name}.npy", mmap_mode=mode)
+                       if mode == "w+" else _load(folder / f"{position}.{name}.npy", mode)
                        for name, (shape, kind) in shapes.items()}
 
     def write(self, start: int, top: TopK) -> None:
@@ -131,7 +139,7 @@ class CachedTeacher(nn.Module):
         self.folder, self.k = folder, k
         self.manifest = read_manifest(folder)
         refuse_other(folder, self.manifest, wanted, k)
-        done = np.load(folder / "done.npy")
+        done = _load(folder / "done.npy", "r")
         if not done.all():
             raise UserError(f"teacher.path: {folder}: {int(done.sum())} of {len(done)} items are done; run "
                             "scripts/cache_teacher.py again to finish it")
@@ -165,7 +173,7 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
         raise UserError(f"teacher.path: {folder}: holds positions {manifest['positions']}, wanted {list(positions)}; "
                         "build another cache")
     arrays = {name: Arrays(folder, name, 0, 0, wanted["dtype"], "r+") for name in manifest["positions"]}
-    done = np.load(folder / "done.npy", mmap_mode="r+")
+    done = _load(folder / "done.npy", "r+")
     left = torch.from_numpy(np.flatnonzero(done == 0))
     if len(left) and manifest["k"] != k:
         raise UserError(f"teacher.k: {k}, the unfinished cache {folder} has {manifest['k']}; finish it with that")
@@ -203,5 +211,6 @@ def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str
     np.save(folder / "done.npy", np.zeros(len(offsets) - 1, np.uint8))
     write_text(folder / "manifest.json", json.dumps(
         {"about": wanted, "k": k, "positions": list(positions), "tokens": tokens, "bytes": need,
-         "bytes_per_token": need / tokens, "short": teacher.short}, indent=1) + "\n")
+         "bytes_per_token": need / tokens, "short": teacher.short,
+         "vocabulary": teacher.vocabulary}, indent=1) + "\n")
 

@@ -51,19 +51,26 @@ def build(task: TextTask, student: CausalLM, *,
     if serve == "cache":
         base = f"{_language.identity(model, revision, 'teacher.model')} in {dtype}" if model else student.base
         wanted = _topk_cache.about(task, settings, base, precision, cache_dtype)
-        return _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, path), wanted, k, task)
+        cached = _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, path), wanted, k, task)
+        _refuse_wider(cached.manifest["vocabulary"], student)
+        return cached
     if serve == "copy":
         if not model and student.base.startswith("random"):
             raise UserError("teacher.serve: the student's weights were drawn for this run alone, a copy would have "
                             "others; name teacher.model")
         own = frozen_lm(task, model or student.source, revision if model else student.revision, dtype)
-        if own.head.vocabulary > student.head.vocabulary:
-            raise UserError(f"teacher.model: {model} has {own.head.vocabulary} embeddings, the student "
-                            f"{student.head.vocabulary}; it may prefer a token that the student does not have")
+        _refuse_wider(own.head.vocabulary, student)
         return freeze(ContextLM(task, settings, own, k, batch_tokens))
     if not student.lora or model:
         raise UserError("teacher.serve: adapter needs a LoRA student and teaches with its own model; use cache or copy")
     return freeze(ContextLM(task, settings, student, k, batch_tokens, student.untrained))
+
+
+def _refuse_wider(rows: int, student: CausalLM) -> None:
+    """Models pad their embeddings; one of the largest logits could be of a row that the student does not have."""
+    if rows > student.head.vocabulary:
+        raise UserError(f"teacher.model: has {rows} embeddings, the student {student.head.vocabulary}; expected at "
+                        "most as many")
 
 
 def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max_length: int) -> Context:
@@ -105,7 +112,7 @@ class ContextLM(nn.Module):
                  alone: Callable[[], AbstractContextManager] | None = None):
         super().__init__()
         self.k, self.batch_tokens, self.alone = k, batch_tokens, alone or contextlib.nullcontext
-        self.own = None if alone else lm
+        self.own, self.vocabulary = None if alone else lm, lm.head.vocabulary
         self._lm = (lm,)
         self.answers = task.splits["train"].answers
         self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)
