@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, CohereForCausalLM, GraniteForCausalLM, LlamaForCausalLM
 
 from graft import checkpoint, config, rebuild
 from graft.errors import UserError
 from graft.objective import Objective
 from graft.options import Term
 from graft.scoring import score_answers
+from graft.students import _language
 from small import BASE
 from small_lm import FAMILIES, batch, disturb, lm, run_main, student, task, tiny
 
@@ -121,6 +122,21 @@ def test_soft_capped_logits(tmp_path):
     out = model(tokens)
     torch.testing.assert_close(out.head(out.hidden), whole(model, tokens).flatten(0, 1)[tokens.rows])
     assert (out.head(out.hidden) - free.head(out.hidden)).abs().max() > 0.1, "the cap must bite"
+
+
+@pytest.mark.parametrize("model, scaling", [(CohereForCausalLM, {"logit_scale": 0.25}),
+                                            (GraniteForCausalLM, {"logits_scaling": 8.0})])
+def test_scaled_logits(model, scaling):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "initializer_range": 0.5, "pad_token_id": 0, "eos_token_id": 1}
+    own = model(model.config_class(**sizes, **scaling)).eval()
+    ids = torch.arange(9)[None]
+    head = _language.Head(own)
+    with torch.no_grad():
+        logits = head(own.get_decoder()(ids, use_cache=False).last_hidden_state)
+        torch.testing.assert_close(logits, own(ids, use_cache=False).logits)
+        head.scale = 1
+        assert "its head is not known" in one_line(_language.check_head, "student.model", own, head)
 
 
 @pytest.mark.parametrize("strange", [lambda x: 1.1 * x, lambda x: x + torch.arange(x.shape[-1]) / 50, torch.tanh],

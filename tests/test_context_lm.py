@@ -183,7 +183,7 @@ def test_what_cannot_teach_is_refused(about, tmp_path):
             (full, {}, "teacher.serve: adapter needs a LoRA student"),
             (model, {"model": lm(seed=5)}, "teacher.serve: adapter needs"),
             (model, {"serve": "copy", "model": lm("llama")}, "another tokenizer"),
-            (model, {"serve": "copy", "model": str(tmp_path / "nowhere")}, "nowhere"),
+            (model, {"serve": "copy", "model": str(tmp_path / "nowhere")}, "teacher.model: "),
             (model, {"serve": "cache", "model": str(tmp_path / "nowhere")}, "teacher.model: "),
             (model, {"serve": "copy", "model": wide}, "the student 2"),
             (drawn, {"serve": "copy"}, "name teacher.model"), (drawn, {"serve": "cache"}, "name teacher.model"),

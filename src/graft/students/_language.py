@@ -94,7 +94,9 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V)."""
-        logits = self._lm[0].get_output_embeddings()(hidden) * self.scale
+        logits = self._lm[0].get_output_embeddings()(hidden)
+        if self.scale != 1:
+            logits = logits * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 

@@ -161,7 +161,8 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
     """Compute what is missing of a cache; returns how many items that were for this process.
 
     `teacher` is a `ContextLM`. Of `world` processes each takes every world-th group of items; an interrupted job
-    goes on with any number of them. Raises UserError if `folder` holds another cache or the disk is too small.
+    goes on with any number of them, all on one machine: they write into the same pages. Raises UserError if `folder`
+    holds another cache or the disk is too small.
     """
     answers = task.splits["train"].answers
     if rank == 0:

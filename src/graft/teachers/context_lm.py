@@ -85,7 +85,10 @@ def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
     """A model that is never trained. Raises UserError if its tokenizer is not the task's."""
     if _language.folder_of(model, "teacher.model") == model:
-        theirs = prompts.load(model, revision).tokenizer_sha256
+        try:
+            theirs = prompts.load(model, revision).tokenizer_sha256
+        except UserError as error:
+            raise UserError(str(error).replace("task.tokenizer", "teacher.model")) from None
     else:  # a run of this project: no tokenizer lies beside its weights
         theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
     if theirs != task.prompt.tokenizer_sha256:
