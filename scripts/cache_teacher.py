@@ -68,8 +68,8 @@ def main() -> None:
     if process.is_main_process:
         manifest = _topk_cache.read_manifest(folder)
         print(f"{folder}: {manifest['tokens']:,} answer tokens, {manifest['bytes'] / 2**20:.1f} MiB "
-              f"({manifest['bytes_per_token']:.0f} bytes each); {count} items computed by this process; {teacher.short} "
-              "items had to drop worked examples to fit teacher.max_length")
+              f"({manifest['bytes_per_token']:.0f} bytes each); {count} items computed by this process; "
+              f"{teacher.short} items had to drop worked examples to fit teacher.max_length")
 
 
 if __name__ == "__main__":

@@ -5,21 +5,25 @@
 # The sequence sets STUDY, MODEL (configs/base/<MODEL>.yaml), METHOD (configs/distill/<METHOD>.yaml), SHOTS (of the
 # gap) and ABLATIONS; the user may set
 #   SEEDS="0 1 2"            seeds of every condition
+#   ONLY="kd_only kl"        these of the ablations; "none": none of them
 #   TRAIN_ARGS="key=value"   over every run, such as task.root=/data/gsm8k or student.model=/models/qwen3
+#   TEACHER_ARGS="key=value"  over every run with a teacher, such as teacher.cache_dtype=fp32
 #   EVAL_ARGS="--engine vllm"  for scripts/eval_icl.py and scripts/eval_checkpoints.py
 #   GPUS="0 1" GPUS_PER_JOB=2  see scripts/lib.sh
 #   SMOKE=1                  four steps a run, fit for a CPU, in experiments/$STUDY-smoke
 # shellcheck shell=bash disable=SC2034,SC2153
 set -euo pipefail
-over=() limit=() SEEDS=${SEEDS:-0 1 2}
+over=() splits=(val test) SEEDS=${SEEDS:-0 1 2}
 if [[ -n "${SMOKE:-}" ]]; then
-    STUDY+=-smoke over=(--config configs/smoke/cpu.yaml) limit=(--limit 16) SEEDS=${SEEDS%% *}
+    STUDY+=-smoke over=(--config configs/smoke/cpu.yaml) splits=(val) SEEDS=${SEEDS%% *}
 fi
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 read -r -a SEEDS <<<"$SEEDS"
 read -r -a EXTRA <<<"${TRAIN_ARGS:-}"
+read -r -a TEACHER <<<"${TEACHER_ARGS:-}"
 read -r -a SCORE <<<"${EVAL_ARGS:-}"
+[[ -n "${ONLY:-}" ]] && read -r -a ABLATIONS <<<"${ONLY/none/}"
 base=(--base_config "configs/base/$MODEL.yaml")
 method=("${base[@]}" --config "configs/distill/$METHOD.yaml")
 at=experiments/$STUDY
@@ -42,8 +46,8 @@ slots=${SLOTS:-1}
 if has_gpu; then slots=$(($(nvidia-smi -L | wc -l) / ${GPUS_PER_JOB:-1})); fi
 "$PYTHON" scripts/progress.py --base_dir "$at" --slots "$slots" --runs "${runs[@]}" &
 
-work icl scripts/eval_icl.py "${method[@]}" "${over[@]}" --output "$at/icl.json" --shots "${SHOTS[@]}" "${limit[@]}" \
-    "${SCORE[@]}" "${EXTRA[@]}"
+work icl scripts/eval_icl.py "${method[@]}" "${over[@]}" --output "$at/icl.json" --shots "${SHOTS[@]}" \
+    --split "${splits[@]}" "${SCORE[@]}" "${EXTRA[@]}" "${TEACHER[@]}"
 declare -A cached=()
 for condition in distill "${ABLATIONS[@]}"; do
     [[ "$condition" == label_smoothing ]] && continue # it has no teacher
@@ -53,7 +57,7 @@ for condition in distill "${ABLATIONS[@]}"; do
     change=()
     [[ "$name" != fewshot ]] && change=(--config "$(ablation "$name")")
     work "cache-$name" scripts/cache_teacher.py "${method[@]}" "${change[@]}" "${over[@]}" \
-        "teacher.path=$at/cache/$name" "${EXTRA[@]}"
+        "teacher.path=$at/cache/$name" "${EXTRA[@]}" "${TEACHER[@]}"
 done
 for seed in "${SEEDS[@]}"; do
     job baseline "$seed" train_baseline.py "${base[@]}" "${over[@]}" "${EXTRA[@]}"
@@ -66,7 +70,7 @@ for seed in "${SEEDS[@]}"; do
         [[ "$condition" == label_smoothing ]] && continue
         name=$(cache_of "$condition")
         needs "cache-$name" || continue
-        served=(teacher.serve=cache "teacher.path=$at/cache/$name" "${EXTRA[@]}")
+        served=(teacher.serve=cache "teacher.path=$at/cache/$name" "${EXTRA[@]}" "${TEACHER[@]}")
         if [[ "$condition" == distill ]]; then
             job distill "$seed" train_distill.py "${method[@]}" "${over[@]}" "${served[@]}"
         else
@@ -79,7 +83,21 @@ done
 finish_jobs
 
 # What did not fail is scored; the sequence fails at its end all the same.
-work_icl=()
-needs icl && work_icl=(--icl "$at/icl.json")
-"$PYTHON" scripts/eval_checkpoints.py --base_dir "$at" --output "$at/results.json" --allow_missing \
-    --conditions baseline distill "${ABLATIONS[@]}" "${work_icl[@]}" "${limit[@]}" "${SCORE[@]}"
+conditions=(baseline distill "${ABLATIONS[@]}") untrained=()
+needs icl && untrained=(--icl "$at/icl.json")
+if needs baseline; then
+    rm -f "$at/scores/work/status.json" # it knows itself what is scored, and there may be more to score
+    work scores scripts/eval_checkpoints.py --base_dir "$at" --output "$at/results.json" --allow_missing \
+        --conditions "${conditions[@]}" "${untrained[@]}" --splits "${splits[@]}" "${SCORE[@]}"
+    finish_jobs
+fi
+if needs scores; then
+    for figure in accuracy checkpoint ablation; do
+        "$PYTHON" "scripts/gen_${figure}_fig.py" --results "$at/results.json" --out "assets/$STUDY" --allow_missing \
+            --split "${splits[-1]}"
+    done
+    "$PYTHON" scripts/gen_curves_fig.py --base_dir "$at" --conditions "${conditions[@]}" --out "assets/$STUDY" \
+        --allow_missing
+    "$PYTHON" scripts/write_results.py --results "$at/results.json" --out "$at"
+fi
+sequence_status

@@ -48,7 +48,7 @@ declare -A JOB_OF=()   # pid -> condition/seed
 declare -a FAILED=() PLANNED=()
 
 _reap() { # wait for one job and note how it ended
-    local pid code name
+    local pid code name error
     while :; do
         for pid in "${!JOB_OF[@]}"; do
             # bash remembers the exit code of a child that is gone; `wait -n` forgets those that ended before it
@@ -59,7 +59,9 @@ _reap() { # wait for one job and note how it ended
             unset "JOB_OF[$pid]"
             if [[ $code -ne 0 ]]; then
                 FAILED+=("$name")
-                echo "FAILED $name: $(tail -n 1 "experiments/$STUDY/$name/log.txt")" >&2
+                # After a program's own line accelerate and torchrun write theirs, which say less.
+                error=$(grep -a "^error: " "experiments/$STUDY/$name/log.txt" | tail -n 1 || true)
+                echo "FAILED $name: ${error:-$(tail -n 1 "experiments/$STUDY/$name/log.txt")}" >&2
             fi
             return 0
         done

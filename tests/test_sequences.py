@@ -1,6 +1,7 @@
 """What the sequences in scripts/ start, with a stub in Python's place."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def run_sequence(script: str, tmp_path: Path, **environment: str) -> tuple[int, 
     for name, text in stubs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    theirs = ("SEEDS", "SMOKE", "TRAIN_ARGS", "CNNS", "DINOV2_CHECKPOINT", "SLOTS", "FAIL")
+    theirs = ("SEEDS", "SMOKE", "TRAIN_ARGS", "CNNS", "DINOV2_CHECKPOINT", "SLOTS", "FAIL", "ONLY", "TEACHER_ARGS")
     kept = {key: value for key, value in os.environ.items() if key not in theirs}
     done = subprocess.run(["bash", str(tmp_path / f"scripts/{script}")], text=True, capture_output=True, timeout=120,
                           env={**kept, "GRAFT_PYTHON": str(tmp_path / "bin/python"),
@@ -82,7 +83,8 @@ def check(runs: list[tuple[str, Config, list[str]]], study: str) -> None:
 
 
 def sequences() -> list[str]:
-    return [path.name for path in sorted(ROOT.glob("scripts/*.sh")) if "lib.sh\"" in path.read_text()]
+    return [path.name for path in sorted(ROOT.glob("scripts/*.sh"))
+            if path.name != "language.sh" and re.search(r"(lib|language)\.sh\"", path.read_text())]
 
 
 @pytest.mark.slow
@@ -124,3 +126,39 @@ def test_cifar10_sequence_in_its_variants(tmp_path):
     assert {Path(cfg.output_dir).name for _, cfg, _ in runs} == {
         "ssl_teacher", "convnextv2_teacher", "baseline", "ce_longer", "convnextv2"}
     assert not any("eval_checkpoints" in word for words in commands for word in words), "a failure is not scored over"
+
+
+@pytest.mark.slow
+def test_language_sequence_reads_the_caches_it_builds(tmp_path):
+    arms = ["kd_only", "zeroshot_teacher", "published_position", "label_smoothing"]
+    code, commands, said = run_sequence("gsm8k_qwen1b7.sh", tmp_path, SMOKE="1", ONLY=" ".join(arms),
+                                        TRAIN_ARGS="student.model=tiny", TEACHER_ARGS="teacher.k=16")
+    assert code == 0, said
+    runs = started(commands)
+    check(runs, "gsm8k_qwen1b7-smoke")
+    assert {Path(cfg.output_dir).name for _, cfg, _ in runs} == {"baseline", "distill", *arms}
+    first = next(i for i, words in enumerate(commands) if "src/graft/train_distill.py" in words)
+    built = {}
+    for words in commands[:first]:
+        if words[0] == "scripts/cache_teacher.py":
+            files = [word for word in words if word.endswith(".yaml")]
+            cfg = config.load(files, [word for word in words if "=" in word])
+            built[cfg.teacher.args["path"]] = cfg
+    assert len(built) == 3, "kd_only reads the method's"
+    for _, cfg, _ in runs:
+        if objective.needs_teacher(cfg.objective):
+            cache = built[cfg.teacher.args["path"]]
+            assert cfg.teacher.args["serve"] == "cache" and cfg.task == cache.task and cfg.student == cache.student
+            same = ("context", "shots", "fewshot_seed", "max_length", "k", "precision", "cache_dtype", "model")
+            assert all(cfg.teacher.args[key] == cache.teacher.args[key] for key in same), cfg.output_dir
+            term, = (term for term in cfg.objective if term.name == "topk")
+            cached, = (term for term in cache.objective if term.name == "topk")
+            assert term.args["position"] == cached.args["position"]
+
+
+@pytest.mark.slow
+def test_language_sequence_scores_what_did_not_fail(tmp_path):
+    code, commands, said = run_sequence("gsm8k_qwen1b7.sh", tmp_path, SMOKE="1", ONLY="kd_only", FAIL="kd_only")
+    assert code == 1 and "failed: kd_only/seed0" in said
+    score, = (words for words in commands if words[0] == "scripts/eval_checkpoints.py")
+    assert "--allow_missing" in score and score[score.index("--icl") + 1] == "experiments/gsm8k_qwen1b7-smoke/icl.json"
