@@ -3,8 +3,6 @@
     python scripts/gen_accuracy_fig.py --results experiments/demo/results.json --out assets
 """
 
-import argparse
-
 import pandas as pd
 
 from graft import figures, results
@@ -38,13 +36,7 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> 
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--results", required=True, help="a results.json")
-    parser.add_argument("--out", required=True, help="folder for accuracy.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "accuracy", "--results", help="a results.json", split="test").parse_args()
     content = results.read_results(args.results)
     frame = results.table(content)
     frame = frame[frame["split"] == args.split].set_index("condition", drop=False)
@@ -61,7 +53,7 @@ def main() -> None:
     title = f"{args.split} accuracy, %" + ("" if pd.isna(chance) else f" (chance {100 * chance:.3g})")
     with figures.style():
         figure = draw(rows, seeds, content.get("baseline", ""), title)
-        paths = figures.save(figure, args.out, "accuracy", pd.concat([rows, seeds], ignore_index=True))
+        paths = figures.save(figure, args.out, args.name, pd.concat([rows, seeds], ignore_index=True))
     print(*paths, sep="\n")
 
 

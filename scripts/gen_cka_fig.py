@@ -3,7 +3,6 @@
     python scripts/gen_cka_fig.py --forensics experiments/demo/forensics.json --out assets
 """
 
-import argparse
 import math
 from typing import Any
 
@@ -117,12 +116,7 @@ def cells(panel: dict[str, Any]) -> pd.DataFrame:
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--forensics", required=True, help="a forensics.json")
-    parser.add_argument("--out", required=True, help="folder for cka_heatmap.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "cka_heatmap", "--forensics", help="a forensics.json").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
     rows = rows_of_panels(content, chosen)
@@ -131,7 +125,7 @@ def main() -> None:
     table = pd.concat([cells(panel) for row in rows for panel in row])
     front = ["condition", "pair", "layer_1", "layer_2", "cka", "seeds", "null_max_abs"]
     with figures.style():
-        paths = figures.save(draw(rows, note), args.out, "cka_heatmap",
+        paths = figures.save(draw(rows, note), args.out, args.name,
                              table[[*front, *(key for key in table if key not in front)]])
     print(*paths, sep="\n")
 

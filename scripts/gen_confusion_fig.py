@@ -3,7 +3,6 @@
     python scripts/gen_confusion_fig.py --results experiments/demo/robustness.json --out assets
 """
 
-import argparse
 import math
 
 import numpy as np
@@ -57,12 +56,7 @@ def _annotate(panel, percent: NDArray, highest: float) -> None:
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--results", required=True, help="a robustness.json")
-    parser.add_argument("--out", required=True, help="folder for confusion.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "confusion", "--results", help="a robustness.json").parse_args()
     content = results.read_robustness(args.results)
     conditions, classes = content["conditions"], content["data"]["classes"]
     chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
@@ -71,7 +65,7 @@ def main() -> None:
                            "predicted": classes[j], "count": count, "percent": 100 * count / max(matrix[i].sum(), 1)}
                           for name, matrix in counts.items() for (i, j), count in np.ndenumerate(matrix)])
     with figures.style():
-        paths = figures.save(draw(counts, classes), args.out, "confusion", table)
+        paths = figures.save(draw(counts, classes), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

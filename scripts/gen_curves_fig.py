@@ -1,16 +1,21 @@
-"""Training curves: validation accuracy and loss terms over optimizer steps, mean of the seeds and their range.
+"""Training curves: validation scores and loss terms over optimizer steps, mean of the seeds and their range.
 
     python scripts/gen_curves_fig.py --base_dir experiments/demo --conditions baseline distill --out assets
+    python scripts/gen_curves_fig.py --base_dir experiments/gsm8k_qwen1b7 --keys train/ce train/topk val/nll \
+        --band ci95 --name losses --out assets
 """
 
-import argparse
 import math
+import sys
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from graft import figures, journal
 from graft.errors import UserError, exit_cleanly
+
+BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -24,57 +29,65 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def curves(base_dir: Path, condition: str) -> pd.DataFrame:
-    """Mean, lowest and highest of each key over the seeds, at the steps that all seeds have."""
+    """Mean, range and 95% t-interval of each key over the seeds, at the steps that all seeds have."""
     seeds = [read_metrics(path).set_index("step").select_dtypes("number")
              for path in sorted(base_dir.glob(f"{condition}/seed*/metrics.jsonl"))]
     tidy = pd.concat([frame.melt(ignore_index=False, var_name="key").dropna().reset_index() for frame in seeds])
-    found = tidy.groupby(["key", "step"], sort=True)["value"].agg(["mean", "min", "max", "count"]).reset_index()
+    found = tidy.groupby(["key", "step"], sort=True)["value"].agg(["mean", "min", "max", "sem", "count"]).reset_index()
     found = found[found["count"] == len(seeds)].rename(columns={"count": "seeds"})
-    return found.assign(condition=condition)
+    half = found["sem"] * stats.t.ppf(0.975, len(seeds) - 1)  # NaN with one seed
+    return found.assign(condition=condition, low=found["mean"] - half, high=found["mean"] + half)
 
 
-def draw(table: pd.DataFrame, conditions: list[str], keys: list[str]) -> figures.Figure:
+def draw(table: pd.DataFrame, conditions: list[str], keys: list[str], band: str) -> figures.Figure:
     """One panel a key, three in a row; one legend for all."""
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
-    figure, panels = figures.axes(figures.PAGE if columns > 1 else figures.COLUMN, 0.4 + 1.7 * rows, rows, columns)
+    across = min(4 if columns > 1 else 2, len(conditions))  # entries in a row of the legend
+    height = 0.4 + 1.7 * rows + 0.14 * (math.ceil(len(conditions) / across) - 1)
+    figure, panels = figures.axes(figures.PAGE if columns > 1 else figures.COLUMN, height, rows, columns)
+    low, high = BANDS[band]
     for panel, key in zip(panels, keys, strict=False):
         for i, condition in enumerate(conditions):
             own = table[(table["condition"] == condition) & (table["key"] == key)]
             every = max(1, len(own) // 6)
             panel.plot(own["step"], own["mean"], **figures.look(i), markevery=(i % every, every), label=condition)
-            panel.fill_between(own["step"], own["min"], own["max"], color=f"C{i % 10}", alpha=0.2, linewidth=0)
+            panel.fill_between(own["step"], own[low], own[high], color=f"C{i % 10}", alpha=0.2, linewidth=0)
         panel.set_title(key)
         panel.set_xlabel("optimizer step")
     for panel in panels[len(keys):]:
         panel.remove()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(conditions)))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=across)
+    if band == "ci95":
+        figure.supxlabel("mean and 95% interval over seeds, none with one", fontsize=6.5)
     return figure
 
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--base_dir", required=True, type=Path, help="holds <condition>/seed<k>/metrics.jsonl")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--keys", nargs="+", help="one panel each (default: val/accuracy and all train/ terms)")
-    parser.add_argument("--out", required=True, help="folder for curves.pdf, .png and .csv")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
+    parser = figures.arguments(__doc__, "curves", "--base_dir", type=Path,
+                               help="holds <condition>/seed<k>/metrics.jsonl")
+    parser.add_argument("--keys", nargs="+", help="one panel each (default: val/accuracy or val/nll, all train/ terms)")
+    parser.add_argument("--band", choices=list(BANDS), default="range", help="around the mean over seeds: lowest and "
+                        "highest of them (default), or the 95%% t-interval")
     args = parser.parse_args()
     present = sorted({path.parents[1].name for path in args.base_dir.glob("*/seed*/metrics.jsonl")})
     conditions = figures.choose(args.conditions, present, str(args.base_dir), args.allow_missing)
     table = pd.concat([curves(args.base_dir, name) for name in conditions], ignore_index=True)
     logged = list(dict.fromkeys(table["key"]))
-    first = ("val/accuracy", "train/loss")
+    first = ("val/accuracy" if "val/accuracy" in logged else "val/nll", "train/loss")
     keys = args.keys or [*(key for key in first if key in logged),
                          *(key for key in logged if key.startswith("train/") and key not in first)]
     unknown = [key for key in keys if key not in logged]
-    if unknown or not keys:
+    keys = [key for key in keys if key in logged]
+    if (unknown and not args.allow_missing) or not keys:
         raise UserError(f"{args.base_dir}: no values of {', '.join(unknown) or 'train/ or val/accuracy'}; "
                         f"there are: {', '.join(logged) or 'none'}")
-    table = table[table["key"].isin(keys)][["condition", "key", "step", "mean", "min", "max", "seeds"]]
+    for key in unknown:
+        print(f"missing: {key}", file=sys.stderr)
+    table = table[table["key"].isin(keys)][["condition", "key", "step", "mean", *BANDS[args.band], "seeds"]]
     with figures.style():
-        paths = figures.save(draw(table, conditions, keys), args.out, "curves", table)
+        paths = figures.save(draw(table, conditions, keys, args.band), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

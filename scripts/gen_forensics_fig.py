@@ -5,7 +5,6 @@
 Without --allow_missing every panel must have its numbers (the trace: --hessian of analyze_locality.py).
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -113,12 +112,7 @@ def complete(seeds: pd.DataFrame, found: Runs, where: str, allow_missing: bool) 
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--forensics", required=True, help="a forensics.json")
-    parser.add_argument("--out", required=True, help="folder for forensics_summary.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions and panels that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "forensics_summary", "--forensics", help="a forensics.json").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
     found = groups(content, chosen, args.forensics)
@@ -127,7 +121,7 @@ def main() -> None:
     spectra = pd.concat([spectrum(runs).assign(condition=name) for name, runs in found.items()])
     table = pd.concat([means(seeds), seeds, spectra.assign(panel="locality_spectrum")], ignore_index=True)
     with figures.style():
-        paths = figures.save(draw(content, found, seeds, spectra), args.out, "forensics_summary", table)
+        paths = figures.save(draw(content, found, seeds, spectra), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

@@ -5,7 +5,6 @@
 Needs a forensics.json that was written with --hessian.
 """
 
-import argparse
 from typing import Any
 
 import pandas as pd
@@ -59,12 +58,8 @@ def draw(table: pd.DataFrame, conditions: list[str], images: int) -> figures.Fig
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--forensics", required=True, help="a forensics.json, written with --hessian")
-    parser.add_argument("--out", required=True, help="folder for hessian_spectrum.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "hessian_spectrum", "--forensics",
+                             help="a forensics.json, written with --hessian").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = measured(content, args.conditions, args.forensics, args.allow_missing)
     runs = {name: content["conditions"][name]["runs"] for name in chosen}
@@ -73,7 +68,7 @@ def main() -> None:
     if len(images) > 1:
         raise UserError(f"{args.forensics}: hessian.n: expected one number of images, got {sorted(images)}")
     with figures.style():
-        paths = figures.save(draw(table, chosen, *images), args.out, "hessian_spectrum",
+        paths = figures.save(draw(table, chosen, *images), args.out, args.name,
                              table[["condition", "seed", "kind", "eigenvalue", "density", "parameters"]])
     print(*paths, sep="\n")
 

@@ -3,8 +3,6 @@
     python scripts/gen_layer_fig.py --forensics experiments/demo/forensics.json --out assets
 """
 
-import argparse
-
 import pandas as pd
 
 from gen_locality_fig import column, groups, legend, lines, over_seeds
@@ -23,12 +21,7 @@ def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--forensics", required=True, help="a forensics.json")
-    parser.add_argument("--out", required=True, help="folder for layer_progression.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "layer_progression", "--forensics", help="a forensics.json").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
     layers = {name: over_seeds([run["layer_distance"] for run in runs])
@@ -38,7 +31,7 @@ def main() -> None:
     uniform = content["references"]["uniform"]["mean_distance"]
     table = table[["condition", "seeds", "block", "mean", "min", "max"]].assign(uniform=uniform)
     with figures.style():
-        paths = figures.save(draw(table, uniform), args.out, "layer_progression", table)
+        paths = figures.save(draw(table, uniform), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

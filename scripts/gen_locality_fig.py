@@ -3,7 +3,6 @@
     python scripts/gen_locality_fig.py --forensics experiments/demo/forensics.json --out assets
 """
 
-import argparse
 import math
 from typing import Any
 
@@ -78,12 +77,7 @@ def draw_spectrum(ax: Axes, table: pd.DataFrame, uniform: float, collapsed: floa
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--forensics", required=True, help="a forensics.json")
-    parser.add_argument("--out", required=True, help="folder for locality_spectrum.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "locality_spectrum", "--forensics", help="a forensics.json").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = figures.choose(args.conditions, list(content["conditions"]), args.forensics, args.allow_missing)
     table = pd.concat([spectrum(runs).assign(condition=name)
@@ -94,7 +88,7 @@ def main() -> None:
         draw_spectrum(ax, table, uniform, content["thresholds"]["relative"])
         legend(figure)
         table = table[["condition", "seeds", "rank", "mean", "min", "max"]].assign(uniform=uniform)
-        paths = figures.save(figure, args.out, "locality_spectrum", table)
+        paths = figures.save(figure, args.out, args.name, table)
     print(*paths, sep="\n")
 
 

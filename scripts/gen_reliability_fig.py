@@ -3,7 +3,6 @@
     python scripts/gen_reliability_fig.py --results experiments/demo/robustness.json --out assets
 """
 
-import argparse
 import math
 
 import pandas as pd
@@ -60,12 +59,7 @@ def draw(table: pd.DataFrame, errors: dict[str, tuple[float, float]]) -> figures
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--results", required=True, help="a robustness.json")
-    parser.add_argument("--out", required=True, help="folder for reliability.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "reliability", "--results", help="a robustness.json").parse_args()
     content = results.read_robustness(args.results)
     conditions = content["conditions"]
     chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
@@ -74,7 +68,7 @@ def main() -> None:
     errors = {name: tuple(sum(run["clean"][key] for run in conditions[name]["runs"]) / len(conditions[name]["runs"])
                           for key in ("ece", "ece_calibrated")) for name in chosen}
     with figures.style():
-        paths = figures.save(draw(table, errors), args.out, "reliability", table)
+        paths = figures.save(draw(table, errors), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

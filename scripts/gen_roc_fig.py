@@ -3,8 +3,6 @@
     python scripts/gen_roc_fig.py --results experiments/demo/robustness.json --out assets
 """
 
-import argparse
-
 import numpy as np
 import pandas as pd
 
@@ -66,12 +64,7 @@ def draw(table: pd.DataFrame, conditions: list[str]) -> figures.Figure:
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--results", required=True, help="a robustness.json")
-    parser.add_argument("--out", required=True, help="folder for roc.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all)")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "roc", "--results", help="a robustness.json").parse_args()
     content = results.read_robustness(args.results)
     conditions = content["conditions"]
     chosen = figures.choose(args.conditions, content["order"], args.results, args.allow_missing)
@@ -83,7 +76,7 @@ def main() -> None:
     at = np.geomspace(smallest, 1, POINTS)
     table = pd.concat([part for name in chosen for part in (curves(name, runs[name], at), areas(name, runs[name]))])
     with figures.style():
-        paths = figures.save(draw(table, chosen), args.out, "roc", table)
+        paths = figures.save(draw(table, chosen), args.out, args.name, table)
     print(*paths, sep="\n")
 
 

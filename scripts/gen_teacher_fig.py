@@ -6,7 +6,6 @@ A condition's teacher is the scored run of the same results.json that its config
 teachers must be among eval_checkpoints.py's --references. Controls with shuffled or random teachers have none.
 """
 
-import argparse
 import sys
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,14 +72,7 @@ def draw(rows: pd.DataFrame) -> figures.Figure:
 
 def main() -> None:
     """Read, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--results", required=True, help="a results.json")
-    parser.add_argument("--out", required=True, help="folder for teacher.pdf, .png and .csv")
-    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all with a scored teacher)")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--allow_missing", action="store_true", help="draw the conditions that are there")
-    args = parser.parse_args()
+    args = figures.arguments(__doc__, "teacher", "--results", help="a results.json", split="test").parse_args()
     content = results.read_results(args.results)
     rows = gains(content, args.split)
     if not args.conditions:  # said aloud, so that no point is taken for all there is
@@ -93,7 +85,7 @@ def main() -> None:
     chosen = figures.choose(args.conditions, [] if rows.empty else list(rows["condition"]), where, args.allow_missing)
     rows = rows.set_index("condition", drop=False).loc[chosen].reset_index(drop=True)
     with figures.style():
-        paths = figures.save(draw(rows), args.out, "teacher", rows)
+        paths = figures.save(draw(rows), args.out, args.name, rows)
     print(*paths, sep="\n")
 
 

@@ -1,9 +1,11 @@
 """How every figure looks and is written: sized for a two-column page, the same bytes for the same numbers."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import pandas as pd
@@ -39,8 +41,27 @@ def axes(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs)
 
 
 def look(i: int) -> dict:
-    """Colour, marker and line of the i-th condition."""
-    return {"color": f"C{i % 10}", "marker": MARKERS[i % 10], "linestyle": LINES[i % 10]}
+    """Colour, marker and line of the i-th condition; those that share a colour differ in the rest."""
+    other = (i + i // 10) % 10
+    return {"color": f"C{i % 10}", "marker": MARKERS[other], "linestyle": LINES[other]}
+
+
+def arguments(doc: str, name: str, source: str, *, split: str = "", **of_source: Any) -> argparse.ArgumentParser:
+    """The arguments that the scripts of all figures share.
+
+    `source` is the flag that names the input, `of_source` goes with it to `add_argument`; `name` is the figure's file
+    name by default; with `split` there is a `--split` with that default.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument(source, required=True, **of_source)
+    parser.add_argument("--out", required=True, help="folder for the figure as .pdf and .png and its numbers as .csv")
+    parser.add_argument("--name", default=name, help=f"their name without suffix (default: {name})")
+    parser.add_argument("--conditions", nargs="+", help="these, in this order (default: all that can be drawn)")
+    if split:
+        parser.add_argument("--split", default=split, help=f"default: {split}")
+    parser.add_argument("--allow_missing", action="store_true", help="draw what is there and name the rest")
+    return parser
 
 
 def choose(asked: list[str] | None, present: list[str], where: str, allow_missing: bool) -> list[str]:
