@@ -1,0 +1,152 @@
+"""Accuracy of every condition and the share of the k-shot gap that it closes, with 95% intervals.
+
+    python scripts/gen_ablation_fig.py --results experiments/gsm8k_qwen1b7/results.json --out assets
+
+The untrained model without and with worked examples (base_0shot and base_kshot, from eval_icl.py) is drawn as lines.
+"""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from graft import figures, results, stats
+from graft.errors import exit_cleanly
+
+REFERENCES = dict(zip(results.GAP, ({"color": "0.35", "linestyle": ":"}, {"color": "0.35", "linestyle": (0, (5, 2))})))
+
+
+def estimate(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracy of runs, one a seed, with its 95% interval, in percent.
+
+    Over seeds (t) with two or more of them; else over the questions of the one (Wilson).
+    """
+    found = stats.seed_summary([entry["metrics"]["accuracy"]["value"] for entry in entries])  # as results.json has it
+    ends = found["ci95"] if found["seeds"] > 1 else entries[0]["metrics"]["accuracy"]["ci95"]
+    return {"seeds": found["seeds"], "n": entries[0]["n"], "accuracy": 100 * found["mean"],
+            **dict(zip(("low", "high"), (100 * end for end in ends))),
+            "interval": "seeds" if found["seeds"] > 1 else "questions"}
+
+
+def estimates(content: dict[str, Any], split: str) -> dict[str, dict[str, Any]]:
+    """The estimate of every condition that was scored on `split`."""
+    runs = {name: [run for run in condition["runs"] if run["split"] == split]
+            for name, condition in content["conditions"].items()}
+    return {name: {"condition": name, "split": split, **estimate(own)} for name, own in runs.items() if own}
+
+
+def reference_lines(ax: Axes, found: dict[str, dict[str, Any]], across: str) -> None:
+    """The untrained model with its intervals, across the axis x or y."""
+    line, span = (ax.axvline, ax.axvspan) if across == "x" else (ax.axhline, ax.axhspan)
+    for name, look in REFERENCES.items():
+        if name in found:
+            span(found[name]["low"], found[name]["high"], color="black", alpha=0.08, linewidth=0, zorder=0)
+            line(found[name]["accuracy"], **look, linewidth=0.9, zorder=1, label=name)
+
+
+def name_missing(found: dict[str, dict[str, Any]], where: str) -> None:
+    """Say on stderr which of the references are not there."""
+    for name in REFERENCES:
+        if name not in found:
+            print(f"{where}: missing: {name}", file=sys.stderr)
+
+
+def seed_values(content: dict[str, Any], chosen: list[str], split: str) -> pd.DataFrame:
+    """One row a run: its accuracy in percent."""
+    return pd.DataFrame([{"condition": name, "split": split, "seed": run["seed"], "n": run["n"],
+                          "accuracy": 100 * run["metrics"]["accuracy"]["value"]}
+                         for name in chosen for run in content["conditions"][name]["runs"] if run["split"] == split])
+
+
+def shares(content: dict[str, Any], split: str) -> pd.DataFrame:
+    """The share of the gap each condition closes, in percent, with its interval; empty without a gap."""
+    closed = {name: condition.get("gap_closed", {}).get(split, {}).get("accuracy")
+              for name, condition in content["conditions"].items()}
+    rows = [{"condition": name, "gap_closed": one["value"], "gap_low": one["ci95"][0], "gap_high": one["ci95"][1]}
+            for name, one in closed.items() if one]
+    frame = pd.DataFrame(rows, columns=["condition", "gap_closed", "gap_low", "gap_high"])
+    return frame.astype(dict.fromkeys(frame.columns[1:], float)).set_index("condition") * 100
+
+
+def limits(middles: list[float], ends: list[float], lowest: float = -1, highest: float = 101) -> tuple[float, float]:
+    """Axis limits, in percent, that hold all middles, and intervals up to half as far again as the middles spread.
+
+    A t-interval of two seeds may be so long that nothing else could be seen; what leaves the axes has no cap.
+    """
+    low, high = np.nanmin(middles), np.nanmax(middles)
+    room = max((high - low) / 2, 5)
+    low, high = max(np.nanmin([low, *ends]), low - room), min(np.nanmax([high, *ends]), high + room)
+    margin = 0.04 * (high - low)
+    return max(low - margin, lowest), min(high + margin, highest)
+
+
+def point(ax: Axes, y: float, look: dict, seeds: int, middle: float, low: float, high: float) -> None:
+    """A mean with its interval; hollow with one seed."""
+    ax.errorbar(middle, y, xerr=[[middle - low], [high - middle]], color=look["color"], capsize=2, zorder=2)
+    ax.plot(middle, y, marker=look["marker"], color=look["color"], markersize=4.5, zorder=3,
+            markerfacecolor="white" if seeds == 1 else look["color"])
+
+
+def note(figure: figures.Figure, seeds: str, one_seed: str, *more: str) -> None:
+    """Say at the foot what the intervals are, and how the seeds and a single one of them are drawn."""
+    parts = [f"mean and 95% interval over seeds{seeds}", f"{one_seed}: 1 seed, over its questions", "no cap: cut off"]
+    figure.supxlabel(("; " if figure.get_figwidth() == figures.PAGE else ";\n").join([*parts, *more]), fontsize=6.5)
+
+
+def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any]], split: str) -> figures.Figure:
+    """One line a condition, from top to bottom; the second panel only where there are shares with intervals."""
+    panels = 1 + bool(rows["gap_low"].notna().any())
+    figure, axes = figures.axes(figures.PAGE if panels > 1 else figures.COLUMN, 0.95 + 0.2 * len(rows), 1, panels,
+                                sharey=True)
+    reference_lines(axes[0], found, "x")
+    for y, row in enumerate(rows.itertuples()):
+        point(axes[0], y, figures.look(y), row.seeds, row.accuracy, row.low, row.high)
+        own = seeds[seeds["condition"] == row.condition]
+        if row.seeds > 1:
+            axes[0].plot(own["accuracy"], [y + 0.3] * len(own), ".", color="0.3", markersize=2.5, zorder=4)
+        if panels > 1 and not math.isnan(row.gap_low):
+            point(axes[1], y, figures.look(y), row.seeds, row.gap_closed, row.gap_low, row.gap_high)
+    axes[0].set_yticks(range(len(rows)), rows["condition"])
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    lines = pd.DataFrame([*rows.to_dict("records"), *(found[name] for name in REFERENCES if name in found)])
+    axes[0].set_xlim(limits([*lines["accuracy"], *seeds["accuracy"]], [*lines["low"], *lines["high"]]))
+    axes[0].set_xlabel(f"{split} accuracy, %")
+    for ax in axes:
+        ax.grid(axis="y", visible=False)
+    if panels > 1:
+        for at, look in zip((0, 100), REFERENCES.values()):
+            axes[1].axvline(at, **look, linewidth=0.9, zorder=1)
+        ends = [*rows["gap_low"], *rows["gap_high"]]
+        axes[1].set_xlim(limits([0, 100, *rows["gap_closed"]], ends, -math.inf, math.inf))
+        axes[1].set_xlabel("share of the k-shot gap closed, %")
+    if axes[0].get_legend_handles_labels()[0]:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    note(figure, " (dots)", "hollow, grey bands", *["shares: over both"] * (panels > 1))
+    return figure
+
+
+def main() -> None:
+    """Read, draw, write."""
+    args = figures.arguments(__doc__, "ablation", "--results", help="a results.json", split="test").parse_args()
+    content = results.read_results(args.results)
+    where = f"{args.results}: {args.split}"
+    found = estimates(content, args.split)
+    name_missing(found, where)
+    chosen = figures.choose(args.conditions or [name for name in found if name not in REFERENCES], list(found), where,
+                            args.allow_missing)
+    gaps, seeds = shares(content, args.split), seed_values(content, chosen, args.split)
+    if len(gaps) and gaps["gap_low"].isna().all():
+        print(f"{where}: no shares: the interval of the k-shot gap includes 0", file=sys.stderr)
+    rows = pd.DataFrame([found[name] for name in chosen]).join(gaps, on="condition")
+    referred = pd.DataFrame([found[name] for name in REFERENCES if name in found and name not in chosen])
+    with figures.style():
+        paths = figures.save(draw(rows, seeds, found, args.split), args.out, args.name,
+                             pd.concat([part for part in (rows, referred, seeds) if len(part)], ignore_index=True))
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
