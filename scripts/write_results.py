@@ -3,8 +3,8 @@
     python scripts/write_results.py --results experiments/demo/results.json --out experiments/demo
     python scripts/write_results.py --results experiments/demo/results.json --out experiments/demo --into README.md
 
-`--into` also puts the test split's rows between the lines `<!-- results -->` and `<!-- /results -->` of a file, so
-that no number in it is typed.
+`--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
+study's name) of a file, so that no number in it is typed.
 """
 
 import argparse
@@ -38,12 +38,12 @@ def notes(content: dict, frame: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def insert(path: Path, text: str) -> None:
-    """Replace what stands between the two marker lines of a file. Raises UserError if they are not there."""
-    before, opening, rest = path.read_text(encoding="utf-8").partition("<!-- results -->\n")
-    _, closing, after = rest.partition("<!-- /results -->\n")
+def insert(path: Path, study: str, text: str) -> None:
+    """Replace what stands between the study's two marker lines in a file. Raises UserError if they are not there."""
+    before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- results {study} -->\n")
+    _, closing, after = rest.partition(f"<!-- /results {study} -->\n")
     if not opening or not closing:
-        raise UserError(f"{path}: expected the lines <!-- results --> and <!-- /results -->")
+        raise UserError(f"{path}: expected the lines <!-- results {study} --> and <!-- /results {study} -->")
     path.write_text(before + opening + text + closing + after, encoding="utf-8")
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--results", required=True, help="a results.json")
     parser.add_argument("--out", required=True, type=Path, help="folder for table.md, table.csv and table.tex")
-    parser.add_argument("--into", type=Path, help="a file with <!-- results --> lines, such as README.md")
+    parser.add_argument("--into", type=Path, help="a file with such lines, such as README.md")
     args = parser.parse_args()
     content = results.read_results(args.results)
     frame = results.table(content)
@@ -62,7 +62,7 @@ def main() -> None:
         path.write_text(text(frame) + (notes(content, frame) if suffix == "md" else ""), encoding="utf-8")
         print(path)
     if args.into:
-        insert(args.into, results.to_markdown(frame[frame["split"] == "test"]))
+        insert(args.into, content["study"], results.to_markdown(frame[frame["split"] == "test"]))
         print(args.into)
 
 
