@@ -34,7 +34,7 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           rules: Annotated[list[int], "[0, 5]", "which tables; worked examples share the question's"] = (
               0, 1, 2, 3, 4, 5),
           documents: Annotated[bool, "", "texts for pretraining instead of questions; layout plain"] = False,
-          examples: Annotated[int, "> 0", "documents: worked examples in each"] = 9,
+          examples: Annotated[int, "[1, 1000]", "documents: worked examples in each"] = 9,
           train: Annotated[int, "> 0", "training items, validation included"] = 800,
           test: Annotated[int, "> 0", "test items"] = 500,
           max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 512,
