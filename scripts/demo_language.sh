@@ -30,7 +30,7 @@ needs pretrain || sequence_status # which is then a failure, and the end
 base=(--base_config configs/base/strings_qwen3.yaml)
 method=("${base[@]}" --config configs/distill/strings_fewshot.yaml)
 changes=configs/ablation
-work icl scripts/eval_icl.py "${method[@]}" --output "$at/icl.json" --shots 0 1 2 4 8 --split test
+work icl scripts/eval_icl.py "${method[@]}" --output "$at/icl.json" --shots 0 1 2 4 8 --split val test
 for seed in "${SEEDS[@]}"; do
     job baseline "$seed" train_baseline.py "${base[@]}"
     job distill "$seed" train_distill.py "${method[@]}"

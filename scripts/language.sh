@@ -92,12 +92,13 @@ if needs baseline; then
     finish_jobs
 fi
 if needs scores; then
-    for figure in accuracy checkpoint ablation; do
+    for figure in accuracy ablation; do
         "$PYTHON" "scripts/gen_${figure}_fig.py" --results "$at/results.json" --out "assets/$STUDY" --allow_missing \
             --split "${splits[-1]}"
     done
+    "$PYTHON" scripts/gen_checkpoint_fig.py --results "$at/results.json" --out "assets/$STUDY" --allow_missing
     "$PYTHON" scripts/gen_curves_fig.py --base_dir "$at" --conditions "${conditions[@]}" --out "assets/$STUDY" \
-        --allow_missing
+        --keys train/ce train/topk val/nll --band ci95 --name losses --allow_missing
     "$PYTHON" scripts/write_results.py --results "$at/results.json" --out "$at"
 fi
 sequence_status

@@ -191,3 +191,20 @@ def test_tables_from_the_command_line(tmp_path, runs, monkeypatch, capsys):
     assert r"\toprule" in latex and r"one\_50\%" in latex and r"accuracy \%" in latex and "$<$ 0.001" in latex
     assert " < " not in latex
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_what_only_text_has_is_checked_too(tmp_path, runs):
+    found = results.assemble("demo", DATA, runs, tmp_path, code_sha="abc")
+    found["conditions"]["distill"]["curve"] = [{"seed": 0}]
+    results.write_json(tmp_path / "results.json", found)
+    with pytest.raises(UserError, match=r"conditions\.distill\.curve\[0\]\.step: missing"):
+        results.read_results(tmp_path / "results.json")
+
+
+def test_a_share_of_a_gap_that_may_be_none_is_not_shown(tmp_path, runs):
+    found = results.assemble("demo", DATA, runs, tmp_path, code_sha="abc")
+    for name, share in (("distill", [None, None]), ("random_teacher", [0.1, 0.9])):
+        found["conditions"][name]["gap_closed"] = {"test": {"accuracy": {
+            "value": 3.66 if name == "distill" else 0.5, "ci95": share, "scope": "examples"}}}
+    shown = results.to_markdown(results.table(found))
+    assert "366.00" not in shown and "50.00 [10.00, 90.00]" in shown

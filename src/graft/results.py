@@ -35,6 +35,9 @@ _VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable"
 _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
     "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
+# What a condition of text has besides, each where it can be computed.
+_TEXT = {"curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
+         "gap_closed": {"*": {"*": {"value": _NUMBER, "ci95": [_NUMBER + (type(None),)] * 2, "scope": str}}}}
 _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
           "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
           "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
@@ -71,7 +74,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """A checked results.json. Raises UserError naming the file and the first key that is not as it should be."""
-    return _read(path, _SHAPE)
+    content = _read(path, _SHAPE)
+    for name, condition in content["conditions"].items():
+        for key in condition.keys() & _TEXT.keys():
+            _check(condition[key], _TEXT[key], str(path), f"conditions.{name}.{key}")
+    return content
 
 
 def read_robustness(path: str | Path) -> dict[str, Any]:
@@ -314,7 +321,7 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
             "p (Holm)": ("< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") if compared else "",
             "detectable, points": f"{100 * row.detectable:.2f}" if compared else ""}
         if "gap_closed" in frame:
-            closed = not np.isnan(row.gap_closed)
+            closed = not np.isnan(row.gap_closed_low)  # a share of a gap that may be none says nothing
             shown["gap closed %"] = interval(row.gap_closed, row.gap_closed_low, row.gap_closed_high) \
                 + one_seed(row.gap_closed_scope == "examples") if closed else ""
         if "flexible" in frame:
