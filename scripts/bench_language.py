@@ -4,7 +4,7 @@
 
 The model has Qwen3's architecture and random weights: 4 layers, 512 wide, 151,936 tokens. Items are random letters
 with the lengths that GSM8K has in Qwen3's tokens: question 65 and answer 145 on average, log-normal, so that the
-student's sequence has 230 tokens and the teacher's, behind 8 worked examples, 2,000. A step is forward, backward,
+student's sequence has 220 tokens and the teacher's, behind 8 worked examples, 2,000. A step is forward, backward,
 clipping and AdamW over one global batch in LoRA fine-tuning with the loss ce + 0.5 mse of the 256 largest logits. Three
 designs do the same step:
 
@@ -32,7 +32,8 @@ Time: in every repetition each design takes one step on the same items; a speedu
 ratios. All get their sequences as token ids, and freed memory stays in the process, as with a GPU's allocator. On the
 CPU the time is that of the process (user and system), which other work on the machine disturbs least; on a GPU it is
 the clock's. Memory: each design takes one step in a new process. On the CPU it is Linux's peak of the resident memory
-(VmHWM) less what was resident before the first model, on a GPU the peak of torch's allocator.
+(VmHWM) less what was resident before the first model, on a GPU the peak of torch's allocator. The original's two models
+count twice, although on a CPU both may map the same file.
 
 The larger the vocabulary is against the rest of the model, the more there is to save: the layers of this model have a
 sixth of the weights of its embedding, those of Qwen3-1.7B 4.5 times as many.
@@ -231,7 +232,10 @@ def build(name: str, options: Options, folder: Path, task: TextTask,
 def apart(function: Callable, *given: Any) -> Any:
     """What a function returns, called in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, given)
+        found = pool.apply(function, given)
+        pool.close()
+        pool.join()  # it ends by itself, with what it has to clean up
+    return found
 
 
 def make_cache(options: Options, folder: Path) -> float:
