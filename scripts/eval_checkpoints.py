@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 import language_scorer
-from graft import config, rebuild, results
+from graft import config, rebuild, results, tables
 from graft.errors import UserError, exit_cleanly
 from graft.generation import ENGINES
 from graft.process import accelerator, code_sha
@@ -146,7 +146,7 @@ def main() -> None:
             keys = ", ".join(change[0] for change in notes["recipe_differs"])
             print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
     results.write_json(options.output, assembled)
-    print(results.to_markdown(results.table(assembled)), end="")
+    print(tables.to_markdown(tables.table(assembled)), end="")
     print(f"wrote {options.output}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from graft import answers, config, generation, parts, results, schema
+from graft import answers, config, generation, parts, results, schema, tables
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
 from graft.process import accelerator, code_sha
@@ -106,7 +106,7 @@ def main() -> None:
     assembled = results.assemble(options.output.resolve().parent.name, data, entries, options.output.parent,
                                  "base_0shot" if options.shots[0] == 0 else "", code_sha=code_sha())
     results.write_json(options.output, assembled)
-    print(results.to_markdown(results.table(assembled)), end="")
+    print(tables.to_markdown(tables.table(assembled)), end="")
     if options.shots[0] == 0 < options.shots[-1]:
         for split in options.split:
             print(says(assembled, split))

@@ -5,7 +5,7 @@
 
 import pandas as pd
 
-from graft import figures, results
+from graft import figures, results, tables
 from graft.errors import exit_cleanly
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     """Read, draw, write."""
     args = figures.arguments(__doc__, "accuracy", "--results", help="a results.json", split="test").parse_args()
     content = results.read_results(args.results)
-    frame = results.table(content)
+    frame = tables.table(content)
     frame = frame[frame["split"] == args.split].set_index("condition", drop=False)
     chosen = figures.choose(args.conditions, list(frame.index), f"{args.results}: {args.split}", args.allow_missing)
     columns = ["condition", "split", "seeds", "n", "accuracy", "low", "high", "chance"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from graft import results
+from graft import results, tables
 from graft.errors import UserError, exit_cleanly
 
 NOTES = """
@@ -55,14 +55,14 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a file with such lines, such as README.md")
     args = parser.parse_args()
     content = results.read_results(args.results)
-    frame = results.table(content)
+    frame = tables.table(content)
     args.out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in results.FORMATS.items():
+    for suffix, text in tables.FORMATS.items():
         path = args.out / f"table.{suffix}"
         path.write_text(text(frame) + (notes(content, frame) if suffix == "md" else ""), encoding="utf-8")
         print(path)
     if args.into:
-        insert(args.into, content["study"], results.to_markdown(frame[frame["split"] == "test"]))
+        insert(args.into, content["study"], tables.to_markdown(frame[frame["split"] == "test"]))
         print(args.into)
 
 

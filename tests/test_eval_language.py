@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import eval_checkpoints
 import eval_icl
 import language_scorer
-from graft import answers, checkpoint, config, generation, parts, results, stats
+from graft import answers, checkpoint, config, generation, parts, results, stats, tables
 from graft.errors import UserError
 from graft.generation import Generated
 from graft.process import accelerator
@@ -279,12 +279,12 @@ def test_the_gap_of_the_untrained_model(place, study, tmp_path, monkeypatch, ora
     assert closed["value"] == pytest.approx(1.0) and closed["gap"] == pytest.approx(4 / 11)
     assert "gap_closed" not in merged["conditions"]["base_kshot"]
     assert "accuracy_flexible" in merged["conditions"]["distill"]["gap_closed"]["val"]
-    frame = results.table(merged)
-    markdown = results.to_markdown(frame)
+    frame = tables.table(merged)
+    markdown = tables.to_markdown(frame)
     assert "gap closed %" in markdown and "flexible %" in markdown and "chance" not in markdown
     line = next(line for line in markdown.splitlines() if line.startswith("| distill | test |"))
     assert "| 100.00 [" in line
-    assert r"gap closed \%" in results.to_latex(frame)
+    assert r"gap closed \%" in tables.to_latex(frame)
 
 
 def test_zero_shots_are_the_very_prompts_of_checkpoints(place, study, tmp_path, monkeypatch, oracle):

@@ -18,7 +18,7 @@ LAYERS = [
     {"options"},
     {"config", "parts", "checkpoint", "prompts"},
     {"command_line", "stats", "process", "journal", "figures"},
-    {"augment", "tasks", "losses", "students", "results", "selection", "rebuild"},
+    {"augment", "tasks", "losses", "students", "results", "tables", "selection", "rebuild"},
     {"teachers", "probes", "scoring", "optim", "resume", "generation", "_vllm", "answers"},
     {"pictures", "learner", "batches"},
     {"sharding"},
@@ -107,9 +107,9 @@ def test_names_in_the_lock_file_cover_the_dependencies():
 
 
 def test_the_table_in_the_readme_is_that_of_the_results():
-    from graft import results
-    frame = results.table(results.read_results(ROOT / "experiments/demo/results.json"))
-    assert results.to_markdown(frame[frame["split"] == "test"]) in (ROOT / "README.md").read_text()
+    from graft import results, tables
+    frame = tables.table(results.read_results(ROOT / "experiments/demo/results.json"))
+    assert tables.to_markdown(frame[frame["split"] == "test"]) in (ROOT / "README.md").read_text()
 
 
 def test_files_and_scripts_named_in_the_documents_exist():

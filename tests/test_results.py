@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import write_results
-from graft import results, stats
+from graft import results, stats, tables
 from graft.errors import UserError
 
 DATA = {"id": "digits", "fingerprint": "f1", "classes": 4}
@@ -206,5 +206,5 @@ def test_a_share_of_a_gap_that_may_be_none_is_not_shown(tmp_path, runs):
     for name, share in (("distill", [None, None]), ("random_teacher", [0.1, 0.9])):
         found["conditions"][name]["gap_closed"] = {"test": {"accuracy": {
             "value": 3.66 if name == "distill" else 0.5, "ci95": share, "scope": "examples"}}}
-    shown = results.to_markdown(results.table(found))
+    shown = tables.to_markdown(tables.table(found))
     assert "366.00" not in shown and "50.00 [10.00, 90.00]" in shown
