@@ -40,6 +40,8 @@ def main(cfg: Config) -> None:
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())
         run.start(task, student, objective)
+        for note in getattr(teacher, "notes", ()):
+            run.print(note)
 
         for batch in run.loop():
             view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)

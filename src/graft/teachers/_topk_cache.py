@@ -48,6 +48,12 @@ def about(task: TextTask, context: Context, base: str, precision: str, dtype: st
             "split": "train", "context": asdict(context), "precision": precision, "dtype": dtype}
 
 
+def said(short: int, items: int, context: Context) -> str:
+    """What a run says about its teacher's context when it starts."""
+    return (f"teacher reads {context.shots if context.kind != 'zeroshot' else 0} worked examples ({context.kind}); "
+            f"{short} of {items} items had to drop some to fit teacher.max_length {context.max_length}")
+
+
 def folder_for(wanted: dict[str, Any], path: str) -> Path:
     """Where a cache belongs: `path`, or a folder named by what is in it."""
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
@@ -143,7 +149,8 @@ class CachedTeacher(nn.Module):
         if not done.all():
             raise UserError(f"teacher.path: {folder}: {int(done.sum())} of {len(done)} items are done; run "
                             "scripts/cache_teacher.py again to finish it")
-        self.positions, self.short = self.manifest["positions"], self.manifest["short"]
+        self.positions = self.manifest["positions"]
+        self.notes = (said(self.manifest["short"], len(done), Context(**wanted["context"])),)
         self.offsets = task.splits["train"].answers.offsets
         self.arrays = {name: Arrays(folder, name, int(self.offsets[-1]), self.manifest["k"], wanted["dtype"], "r")
                        for name in self.positions}

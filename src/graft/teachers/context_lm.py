@@ -120,6 +120,7 @@ class ContextLM(nn.Module):
         self.answers = task.splits["train"].answers
         self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)
         self.short = sum(d > 0 for d in dropped)  # items that had to drop examples
+        self.notes = (_topk_cache.said(self.short, len(dropped), context),)
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, features: Sequence[str] = ("rows",)) -> Outputs:
