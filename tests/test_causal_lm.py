@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CohereForCausalLM, GraniteForCausalLM, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graft import checkpoint, config, rebuild
 from graft.errors import UserError
@@ -137,6 +138,18 @@ def test_scaled_logits(model, scaling):
         torch.testing.assert_close(logits, own(ids, use_cache=False).logits)
         head.scale = 1
         assert "its head is not known" in one_line(_language.check_head, "student.model", own, head)
+
+
+def test_the_head_is_checked_without_an_attention_that_needs_a_gpu(monkeypatch):
+    def needs_a_gpu(*args, **kwargs):
+        raise RuntimeError("only for CUDA tensors")
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "needs_a_gpu", needs_a_gpu)
+    own = AutoModelForCausalLM.from_pretrained(lm(), attn_implementation="needs_a_gpu")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        own(torch.arange(4)[None])
+    _language.check_head("student.model", own, _language.Head(own))
+    assert own.config._attn_implementation == "needs_a_gpu"
 
 
 @pytest.mark.parametrize("strange", [lambda x: 1.1 * x, lambda x: x + torch.arange(x.shape[-1]) / 50, torch.tanh],
