@@ -124,6 +124,11 @@ def test_after_training_the_adapter_teacher_is_still_the_copy_and_disturbs_nothi
     assert all(p.grad is None for p in copy.parameters())
 
 
+def test_a_copy_of_the_student_has_the_type_of_its_weights(about):
+    copy = teach(about, student(about, dtype="bf16"), serve="copy", **FEW)
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+
+
 def test_the_adapter_teacher_is_no_part_of_itself_and_the_copy_is_frozen(about):
     model = student(about)
     own, copy = (teach(about, model, serve=serve, **FEW) for serve in ("adapter", "copy"))

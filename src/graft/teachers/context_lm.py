@@ -58,7 +58,9 @@ def build(task: TextTask, student: CausalLM, *,
         if not model and student.base.startswith("random"):
             raise UserError("teacher.serve: the student's weights were drawn for this run alone, a copy would have "
                             "others; name teacher.model")
-        own = frozen_lm(task, model or student.source, revision if model else student.revision, dtype)
+        same = {kind: name for name, kind in _language.DTYPES.items()}[student.model.dtype]
+        own = (frozen_lm(task, model, revision, dtype) if model
+               else frozen_lm(task, student.source, student.revision, same))
         _refuse_wider(own.head.vocabulary, student)
         return freeze(ContextLM(task, settings, own, k, batch_tokens))
     if not student.lora or model:
