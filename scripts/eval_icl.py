@@ -93,6 +93,8 @@ def main() -> None:
     options = parser.parse_args([word for word in sys.argv[1:] if word not in overrides])
     if min(options.shots) < 0:
         raise UserError(f"--shots: expected numbers from 0 on, got {min(options.shots)}")
+    if options.limit < 0:
+        raise UserError(f"--limit: expected a number from 0 on, got {options.limit}")
     cfg = config.load([options.base_config, *options.config], overrides)
     processes = accelerator()
     task = parts.build("tasks", cfg.task)

@@ -1,6 +1,7 @@
 """Scores of language models' checkpoints, for eval_checkpoints.py."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from graft import answers, checkpoint, generation, results
 from graft.errors import UserError
 from graft.options import Config
+from graft.students import _language
 from graft.tasks._text import TextTask
 
 
@@ -19,6 +21,7 @@ class Scorer:
     def __init__(self, options: argparse.Namespace, accelerator: Accelerator):
         self.options, self.accelerator = options, accelerator
         self.engine: tuple[dict, Any] = ({}, None)
+        self.base = ""  # identity of the engine's base model
         self.curve: list[dict[str, Any]] = []
 
     def score(self, condition: str, run_dir: Path, cfg: Config, task: TextTask) -> list[dict[str, Any]]:
@@ -49,14 +52,25 @@ class Scorer:
     def _one(self, condition: str, run_dir: Path, cfg: Config, task: TextTask, split: str, step: int) -> dict[str, Any]:
         folder, own = checkpoint.path_of(run_dir, step), task.splits[split]
         wanted = {"condition": condition, "seed": cfg.seed, "step": step, "split": split, **answers.weights_of(folder)}
-        return answers.scored(run_dir / "eval" / f"{split}-{step}.json", wanted, self._engine(cfg, task), task,
-                              own.prompts, range(len(own)), folder, self.options.base_dir, self.accelerator)
+        engine = self._engine(cfg, task)
+        if generation.is_adapter(folder):
+            self._refuse_other_base(folder, engine.source.model)
+        return answers.scored(run_dir / "eval" / f"{split}-{step}.json", wanted, engine, task, own.prompts,
+                              range(len(own)), folder, self.options.base_dir, self.accelerator)
+
+    def _refuse_other_base(self, folder: Path, model: str) -> None:
+        """An adapter over other weights than it was trained over would be scored without a word."""
+        trained = json.loads((folder / "trainer.json").read_text())["base"].rpartition(" in ")[0]
+        if trained != self.base:
+            raise UserError(f"{folder}: an adapter of another base model ({trained[:60]}) than {model} is now "
+                            f"({self.base[:60]})")
 
     def _engine(self, cfg: Config, task: TextTask) -> Any:
         longest = max(int(split.prompts.lengths.max()) for split in task.splits.values() if len(split))
         source = generation.source(cfg, task, longest)
         if self.engine[0] != source:
             self.engine = ({}, None)  # free the old one first
+            self.base = _language.identity(source.model, source.revision)
             folders = self.options.base_dir.glob("*/seed*/checkpoint-*")
             self.engine = (source, generation.engine(
                 self.options.engine, source, batch_size=self.options.batch_size or cfg.evaluate.batch_size,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -54,8 +55,8 @@ def save_run(place: Path, base_dir: Path, condition: str, seed: int, *overrides:
         with torch.no_grad():
             state = {name: value + torch.randn(value.shape) * 0.3 for name, value in student.state_dict().items()}
         checkpoint.save(cfg.run_dir, step, {student.stem: state}, {"state": {}, "param_groups": []},
-                        {"final": step == STEPS[-1], "total_steps": STEPS[-1], "selection": {}}, 5,
-                        texts=student.export_files())
+                        {"final": step == STEPS[-1], "total_steps": STEPS[-1], "selection": {}, "base": student.base},
+                        5, texts=student.export_files())
     (cfg.run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict())))
     return cfg.run_dir
 
@@ -320,9 +321,23 @@ def test_bad_input_is_one_line(place, tmp_path, monkeypatch, oracle):
             few_shot(place, tmp_path / "x.json", monkeypatch, *extra)
         assert "\n" not in str(caught.value)
     refuse(r"--shots: expected numbers from 0 on, got -1", "--shots", "0", "-1")
+    refuse(r"--limit: expected a number from 0 on, got -1", "--limit", "-1")
+    refuse(r"--batch_size: expected a number from 1 on, got -4", "--batch_size", "-4")
     refuse(r"evaluate.max_new_tokens: 40000 after prompts .* 32768 positions", "evaluate.max_new_tokens=40000")
     refuse("student.random_weights", "student.random_weights=true")
     refuse(r"pip install graft\[vllm\]", "--engine", "vllm")
+
+
+def test_an_adapter_over_weights_that_have_changed_is_refused(place, tmp_path, monkeypatch, oracle):
+    base = shutil.copytree(place / "model", tmp_path / "model")
+    save_run(place, tmp_path / "words", "baseline", 0, f"student.model={base}")
+    options = ["--base_dir", str(tmp_path / "words"), "--conditions", "baseline", "--output", str(tmp_path / "x.json")]
+    monkeypatch.setattr(sys, "argv", ["eval", *options])
+    eval_checkpoints.main()
+    make(base, "qwen3", hidden=32, ff=48, init_std=0.4, seed=1)
+    with pytest.raises(UserError, match="an adapter of another base model") as caught:
+        eval_checkpoints.main()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ def engine(name: str, source: Source, *, batch_size: int, device: torch.device, 
 
     Raises UserError if vLLM is asked for and not installed, or started in several processes.
     """
+    if batch_size < 1:
+        raise UserError(f"--batch_size: expected a number from 1 on, got {batch_size}")
     if name == "transformers":
         return Transformers(source, batch_size, device)
     if processes > 1:
