@@ -61,7 +61,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     pairs = torch.randperm(16, generator=torch.Generator().manual_seed(1))
     for chosen in (torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten(), torch.tensor([6, 7])):
         part_of = augment(images[chosen], labels[chosen], index[chosen], 2, num_classes=10, geometry=True)
-        for field in ("images", "targets", "matrix", "visible"):
+        for field in ("inputs", "targets", "matrix", "visible"):
             assert torch.equal(getattr(part_of, field), getattr(whole, field)[chosen]), field
     for other in (augment(images, labels, index, 3, num_classes=10),
                   augment(images, labels, index + 32, 2, num_classes=10),

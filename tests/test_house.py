@@ -106,10 +106,23 @@ def test_names_in_the_lock_file_cover_the_dependencies():
         assert re.split(r"[><=\[]", item)[0].lower().replace("_", "-") in locked, item
 
 
-def test_the_table_in_the_readme_is_that_of_the_results():
+@pytest.mark.parametrize("study", ["demo", "demo_language"])
+def test_the_tables_in_the_readme_are_those_of_the_results(study):
     from graft import results, tables
-    frame = tables.table(results.read_results(ROOT / "experiments/demo/results.json"))
-    assert tables.to_markdown(frame[frame["split"] == "test"]) in (ROOT / "README.md").read_text()
+    frame = tables.table(results.read_results(ROOT / f"experiments/{study}/results.json"))
+    shown = tables.to_markdown(frame[frame["split"] == "test"])
+    assert f"<!-- results {study} -->\n{shown}<!-- /results {study} -->" in (ROOT / "README.md").read_text()
+
+
+def test_what_the_readme_says_of_the_language_demo():
+    from graft import results
+    conditions = results.read_results(ROOT / "experiments/demo_language/results.json")["conditions"]
+    closed = {name: conditions[name]["gap_closed"]["test"]["accuracy"]["ci95"] for name in conditions
+              if "gap_closed" in conditions[name]}
+    assert closed["kd_only"][0] > 0.9, "the context moves into the weights"
+    assert closed["kd_only_zeroshot"][1] < 0.1 and closed["kd_only_shuffled"][1] < 0.1, "it is the examples that do it"
+    assert all(closed[name][0] > 0.9 for name in ("baseline", "distill", "zeroshot_teacher", "shuffled_answers")), \
+        "with labels nothing tells the arms apart"
 
 
 def test_files_and_scripts_named_in_the_documents_exist():

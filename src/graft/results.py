@@ -25,7 +25,7 @@ TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flex
 COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000)}
 GAP = ("base_0shot", "base_kshot")  # the untrained model without worked examples, and with the most of them
 
-_NUMBER = (int, float)
+_NUMBER, _OPTIONAL = (int, float), (int, float, type(None))
 _CI95 = [(int, float, type(None))] * 2
 _RUN = {"seed": int, "step": int, "split": str, "n": int, "examples": str, "checkpoint_sha256": str, "weights": str,
         "metrics": {"accuracy": {"n_correct": int, "ci95": _CI95}, "*": {"value": _NUMBER}}}
@@ -37,13 +37,12 @@ _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
 # What a condition of text has besides, each where it can be computed.
 _TEXT = {"curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
-         "gap_closed": {"*": {"*": {"value": _NUMBER, "ci95": [_NUMBER + (type(None),)] * 2, "scope": str}}}}
+         "gap_closed": {"*": {"*": {"value": _OPTIONAL, "ci95": [_OPTIONAL] * 2, "scope": str}}}}
 _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
           "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
           "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
 _ROBUSTNESS = {"study": str, "data": {"classes": [str]}, "order": [str],
                "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
-_OPTIONAL = (int, float, type(None))
 _CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "null": {"max_abs": _OPTIONAL}}
 _SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,
          "cls_collapse_ratio": _OPTIONAL, "collapsed_heads_ratio_relative": _NUMBER, "cka": {"self": _CKA},
