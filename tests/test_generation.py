@@ -1,6 +1,7 @@
 """Greedy generation against a loop by hand, checkpoints against merged weights, vLLM against a recording stand-in."""
 
 import json
+import os
 import sys
 import types
 import warnings
@@ -266,6 +267,19 @@ def test_vllm_ranks(tmp_path):
     assert _vllm.max_rank([of(300)]) == 320
     with pytest.raises(UserError, match="adapters of rank 513; at most 512"):
         _vllm.max_rank([of(513)])
+
+
+def test_vllm_gets_numbers_of_gpus(folders, tmp_path, monkeypatch, vllm):
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho GPU-aa-1, 0\necho GPU-bb-2, 1\necho GPU-cc-3, 2\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    for given, wanted in {"GPU-cc-3,GPU-aa-1": "2,0", "GPU-bb": "1", "1,2": "1,2", "MIG-7": "MIG-7"}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        engine_of(folders["qwen3"])
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == wanted
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_vllm_where_it_cannot_run(folders, monkeypatch, vllm):

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ class Vllm:
     name = "vllm"
 
     def __init__(self, source: Source, adapters: Sequence[Path], tensor_parallel: int = 1, seed: int = 0):
+        _number_devices()
         try:
             import vllm
         except ImportError:
@@ -95,6 +98,18 @@ class Vllm:
         self.loaded = None
         self.requests = {}  # numbers are the engine's
         gc.collect()
+
+
+def _number_devices() -> None:
+    """Name the GPUs in CUDA_VISIBLE_DEVICES by number: vLLM ends with a ValueError at a UUID (its issue 20939)."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not any(name.startswith("GPU-") for name in named):
+        return
+    listed = subprocess.run(["nvidia-smi", "--query-gpu=uuid,index", "--format=csv,noheader"], capture_output=True,
+                            text=True, check=True).stdout
+    numbers = [line.split(", ") for line in listed.splitlines()]
+    found = [next((number for uuid, number in numbers if uuid.startswith(name)), name) for name in named]
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(found), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
 
 
 def max_rank(adapters: Sequence[Path]) -> int:
