@@ -219,11 +219,19 @@ def test_gap_bootstrap_is_near_where_only_examples_vary():
 
 
 def test_no_gap_no_share():
-    a, low, _ = gap_study(np.random.default_rng(0), 2)
+    a, low, high = gap_study(np.random.default_rng(0), 2)
     assert stats.gap_closed(a, low, low)["value"] is None
     small = low.copy()
     small[np.flatnonzero(~low)[:2]] = True
+    assert stats.gap_closed(a, high, low)["ci95"] == [None, None], "a gap below zero"
     found = stats.gap_closed(a, low, small)
     assert found["value"] is not None and found["ci95"] == found["ci95_bootstrap"] == [None, None]
     with pytest.raises(ValueError, match="do not make a gap"):
         stats.gap_closed(a, low[:-1], low)
+
+
+def test_a_share_lies_in_its_wilson_interval():
+    for n in range(1, 60):
+        for count in range(n + 1):
+            low, high = stats.wilson(count, n)
+            assert 0 <= low <= count / n <= high <= 1, (count, n)

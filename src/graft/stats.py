@@ -18,7 +18,8 @@ from statsmodels.stats.proportion import proportion_confint, proportion_effectsi
 def wilson(n_correct: int, n: int) -> tuple[float, float]:
     """95% Wilson score interval of a proportion: chance of the examples, for one checkpoint."""
     low, high = proportion_confint(n_correct, n, alpha=0.05, method="wilson")
-    return float(low), float(high)
+    share = n_correct / n  # at 0 and 1 rounding would leave it outside its own interval
+    return min(float(low), share), max(float(high), share)
 
 
 def seed_summary(values: ArrayLike) -> dict[str, Any]:
@@ -162,8 +163,8 @@ def gap_closed(a: ArrayLike, low: ArrayLike, high: ArrayLike, *, draws: int = 10
         ci95                .829  .20   .979  .97   .969  .32   .964  .20
         ci95_bootstrap      .830  .20   .939  .22   .954  .20   .964  .18
 
-    Where the gap's own interval includes zero a share of it means nothing: both intervals are None, and so is
-    `value` if the gap is zero.
+    Unless the gap's own interval lies above zero a share of it means nothing, and of a gap below zero the share is the
+    larger the more is lost: both intervals are None, and so is `value` if the gap is zero.
     """
     a, (low, high) = np.atleast_2d(a), (np.atleast_2d(end) for end in (low, high))
     if not len(low) == len(high) == 1 or not a.shape[1] == low.shape[1] == high.shape[1]:
@@ -173,7 +174,7 @@ def gap_closed(a: ArrayLike, low: ArrayLike, high: ArrayLike, *, draws: int = 10
     value = float((a.mean() - low.mean()) / gap["difference"]) if gap["difference"] else None
     result = {"value": value, "ci95": [None, None], "ci95_bootstrap": [None, None], "gap": gap["difference"],
               "gap_ci95": gap["ci95"], "seeds": seeds, "scope": "seeds and examples" if seeds > 1 else "examples"}
-    if gap["ci95"][0] <= 0 <= gap["ci95"][1]:
+    if gap["ci95"][0] <= 0:
         return result
     above, whole = a.astype(float) - low, high.astype(float)[0] - low[0]
     seed_var, residual = _seed_and_residual(above) if seeds > 1 else (0.0, 0.0)
