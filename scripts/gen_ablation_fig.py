@@ -139,7 +139,7 @@ def main() -> None:
                             args.allow_missing)
     gaps, seeds = shares(content, args.split), seed_values(content, chosen, args.split)
     if len(gaps) and gaps["gap_low"].isna().all():
-        print(f"{where}: no shares: the interval of the k-shot gap includes 0", file=sys.stderr)
+        print(f"{where}: no shares: the interval of the k-shot gap is not above 0", file=sys.stderr)
     rows = pd.DataFrame([found[name] for name in chosen]).join(gaps, on="condition")
     referred = pd.DataFrame([found[name] for name in REFERENCES if name in found and name not in chosen])
     with figures.style():

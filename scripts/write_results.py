@@ -26,8 +26,8 @@ Accuracy: answers in the asked format with the right result; flexible: the right
 """
 GAP_NOTES = """
 Gap closed: (accuracy - base_0shot) / (base_kshot - base_0shot), the share of what worked examples in the prompt give
-the untrained model that the condition has without them; 95% interval as for the difference, none where the gap's own
-interval includes 0.
+the untrained model that the condition has without them; 95% interval as for the difference, none unless the gap's own
+interval lies above 0.
 """
 
 
