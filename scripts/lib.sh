@@ -102,7 +102,12 @@ _start() { # NAME GPUS COMMAND...: run the command on the next free devices, unl
     [[ "$name" =~ ^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9]+$ ]] || { echo "error: bad condition name: $name" >&2; return 2; }
     PLANNED+=("$name")
     [[ "$(state_of "$dir")" == "done" ]] && return 0
-    has_gpu && slots=$(($(nvidia-smi -L | wc -l) / gpus))
+    has_gpu && slots=$(($(if [[ -n "${GPUS:-}" ]]; then wc -w <<<"$GPUS"; else nvidia-smi -L | wc -l; fi) / gpus))
+    if [[ "$slots" -lt 1 ]]; then
+        echo "error: $name: wants $gpus GPUs, which are more than there are" >&2
+        stop_jobs
+        return 2
+    fi
     while [[ ${#JOB_OF[@]} -ge $slots ]]; do _reap; done
     mkdir -p "$dir"
     _in_background "$dir" "$gpus" "$@" &

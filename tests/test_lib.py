@@ -67,6 +67,17 @@ def test_a_failed_condition_stops_only_what_needs_it(study, tmp_path):
     assert started == ["broken/seed0"] and again.returncode != 0, "done runs are skipped, failed ones tried again"
 
 
+def test_more_gpus_for_a_job_than_there_are(study, tmp_path, monkeypatch):
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-1)'\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("GPUS_PER_JOB", "99")
+    done, started = run(study, tmp_path, SEQUENCE)
+    assert done.returncode == 2 and not started
+    assert "error: teacher/seed0: wants 99 GPUs, which are more than there are" in done.stderr
+
+
 def test_a_sequence_without_failures_succeeds(study, tmp_path):
     done, started = run(study, tmp_path, SEQUENCE.replace(" broken", " fine"))
     assert done.returncode == 0, done.stderr
