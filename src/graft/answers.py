@@ -60,8 +60,8 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
               "max_new_tokens": engine.source.stop.max_new_tokens}
     if entry := results.kept(path, wanted):
         return entry
-    if weights is not None and accelerator.is_main_process:
-        checkpoint.verify(weights)
+    if weights is not None:
+        checkpoint.verify(weights)  # on every process: all of them go on, or none does
     texts = _generate(path, wanted, engine, prompts, weights, accelerator)
     rows = judge(task, wanted["split"], index, [texts[j] for j in range(len(index))])
     rows_file = path.with_suffix(".parquet")
@@ -84,8 +84,9 @@ def _generate(path: Path, wanted: dict[str, Any], engine: Any, prompts: Ragged, 
     """
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
-    shared = [_read_parts(path, digest) if accelerator.is_main_process else None]
-    texts = broadcast_object_list(shared)[0]
+    shared = [digest, _read_parts(path, digest) if accelerator.is_main_process else None]
+    theirs, texts = broadcast_object_list(shared)
+    assert theirs == digest, "the processes score different things"
     missing = sorted(set(range(len(prompts.lengths))) - texts.keys(), key=lambda j: (-int(prompts.lengths[j]), j))
     mine = missing[accelerator.process_index::accelerator.num_processes]
     made = {}
