@@ -47,7 +47,8 @@ finish_jobs
 sequence_status
 
 "$PYTHON" scripts/eval_checkpoints.py --base_dir "$at" --output "$at/results.json" --conditions "${CONDITIONS[@]}" \
-    --icl "$at/icl.json"
+    --icl "$at/icl.json" --contrasts distill:zeroshot_teacher distill:shuffled_answers kd_only:kd_only_zeroshot \
+    kd_only:kd_only_shuffled
 "$PYTHON" scripts/write_results.py --results "$at/results.json" --out "$at"
 for figure in accuracy checkpoint ablation; do
     "$PYTHON" "scripts/gen_${figure}_fig.py" --results "$at/results.json" --out "assets/$STUDY"

@@ -8,8 +8,9 @@
 #   ONLY="kd_only kl"        these of the ablations; "none": none of them
 #   TRAIN_ARGS="key=value"   over every run, such as task.root=/data/gsm8k or student.model=/models/qwen3
 #   TEACHER_ARGS="key=value"  over every run with a teacher, such as teacher.cache_dtype=fp32
-#   EVAL_ARGS="--engine vllm"  for scripts/eval_icl.py and scripts/eval_checkpoints.py
-#   GPUS="0 1" GPUS_PER_JOB=2  see scripts/lib.sh
+#   EVAL_ARGS="--engine vllm"  for scripts/eval_icl.py and scripts/eval_checkpoints.py. Every checkpoint answers the
+#                            validation questions and one the test: days with transformers, hours with vLLM
+#   GPUS="0 1" GPUS_PER_JOB=2 GPUS_PER_EVAL=2 ACCELERATE=fsdp  see scripts/lib.sh; --tensor_parallel needs GPUS_PER_EVAL
 #   SMOKE=1                  four steps a run, fit for a CPU, in experiments/$STUDY-smoke
 # shellcheck shell=bash disable=SC2034,SC2153
 set -euo pipefail
@@ -28,11 +29,20 @@ base=(--base_config "configs/base/$MODEL.yaml")
 method=("${base[@]}" --config "configs/distill/$METHOD.yaml")
 at=experiments/$STUDY
 
-ablation() { [[ -f "configs/ablation/$1.yaml" ]] && echo "configs/ablation/$1.yaml"; }
+# The files that make an ablation of the method; without labels nothing hides what a teacher gives.
+ablation() {
+    case "$1" in
+        kd_only_zeroshot) echo configs/ablation/kd_only.yaml configs/ablation/zeroshot_teacher.yaml ;;
+        kd_only_shuffled) echo configs/ablation/kd_only.yaml configs/ablation/shuffled_answers.yaml ;;
+        *) echo "configs/ablation/$1.yaml" ;;
+    esac
+}
 
 # Which cache a condition reads: its own where the teacher is another, else that of the method.
 cache_of() {
     case "$1" in
+        kd_only_zeroshot) echo zeroshot_teacher ;;
+        kd_only_shuffled) echo shuffled_answers ;;
         zeroshot_teacher | shuffled_answers | wrong_shots | random_shots | published_position) echo "$1" ;;
         *) echo fewshot ;;
     esac
@@ -46,7 +56,7 @@ slots=${SLOTS:-1}
 if has_gpu; then slots=$(($(nvidia-smi -L | wc -l) / ${GPUS_PER_JOB:-1})); fi
 "$PYTHON" scripts/progress.py --base_dir "$at" --slots "$slots" --runs "${runs[@]}" &
 
-work icl scripts/eval_icl.py "${method[@]}" "${over[@]}" --output "$at/icl.json" --shots "${SHOTS[@]}" \
+GPUS_PER_WORK=${GPUS_PER_EVAL:-1} work icl scripts/eval_icl.py "${method[@]}" "${over[@]}" --output "$at/icl.json" --shots "${SHOTS[@]}" \
     --split "${splits[@]}" "${SCORE[@]}" "${EXTRA[@]}" "${TEACHER[@]}"
 declare -A cached=()
 for condition in distill "${ABLATIONS[@]}"; do
@@ -55,14 +65,14 @@ for condition in distill "${ABLATIONS[@]}"; do
     [[ -n "${cached[$name]:-}" ]] && continue
     cached[$name]=1
     change=()
-    [[ "$name" != fewshot ]] && change=(--config "$(ablation "$name")")
+    [[ "$name" != fewshot ]] && change=(--config "configs/ablation/$name.yaml")
     work "cache-$name" scripts/cache_teacher.py "${method[@]}" "${change[@]}" "${over[@]}" \
         "teacher.path=$at/cache/$name" "${EXTRA[@]}" "${TEACHER[@]}"
 done
 for seed in "${SEEDS[@]}"; do
     job baseline "$seed" train_baseline.py "${base[@]}" "${over[@]}" "${EXTRA[@]}"
     [[ " ${ABLATIONS[*]} " == *" label_smoothing "* ]] && job label_smoothing "$seed" train_ablation.py "${base[@]}" \
-        "${over[@]}" --config "$(ablation label_smoothing)" "${EXTRA[@]}"
+        "${over[@]}" --config configs/ablation/label_smoothing.yaml "${EXTRA[@]}"
 done
 finish_jobs
 for seed in "${SEEDS[@]}"; do
@@ -75,8 +85,9 @@ for seed in "${SEEDS[@]}"; do
             job distill "$seed" train_distill.py "${method[@]}" "${over[@]}" "${served[@]}"
         else
             # The ablation is last: train_ablation.py prints what it changes in the files before it.
-            job "$condition" "$seed" train_ablation.py "${method[@]}" "${over[@]}" \
-                --config "$(ablation "$condition")" "${served[@]}"
+            read -r -a files <<<"$(ablation "$condition")"
+            job "$condition" "$seed" train_ablation.py "${method[@]}" "${over[@]}" --config "${files[@]}" \
+                "${served[@]}"
         fi
     done
 done
@@ -85,10 +96,18 @@ finish_jobs
 # What did not fail is scored; the sequence fails at its end all the same.
 conditions=(baseline distill "${ABLATIONS[@]}") untrained=()
 needs icl && untrained=(--icl "$at/icl.json")
+# A method is compared with its own controls, not only each of them with the baseline.
+contrasts=()
+for pair in distill:zeroshot_teacher distill:shuffled_answers distill:wrong_shots distill:label_smoothing \
+    kd_only:kd_only_zeroshot kd_only:kd_only_shuffled; do
+    [[ " ${conditions[*]} " == *" ${pair#*:} "* && " ${conditions[*]} " == *" ${pair%:*} "* ]] && contrasts+=("$pair")
+done
+[[ ${#contrasts[@]} -gt 0 ]] && contrasts=(--contrasts "${contrasts[@]}")
 if needs baseline; then
     rm -f "$at/scores/work/status.json" # it knows itself what is scored, and there may be more to score
-    work scores scripts/eval_checkpoints.py --base_dir "$at" --output "$at/results.json" --allow_missing \
-        --conditions "${conditions[@]}" "${untrained[@]}" --splits "${splits[@]}" "${SCORE[@]}"
+    GPUS_PER_WORK=${GPUS_PER_EVAL:-1} work scores scripts/eval_checkpoints.py --base_dir "$at" --output "$at/results.json" --allow_missing \
+        --conditions "${conditions[@]}" "${untrained[@]}" --splits "${splits[@]}" \
+        "${contrasts[@]}" "${SCORE[@]}"
     finish_jobs
 fi
 if needs scores; then

@@ -7,7 +7,8 @@
 #   sequence_status                     what is done and what failed; its exit code is the sequence's
 #
 # Set STUDY (experiments/<study>) before. Devices: GPUs="0 1" picks GPUs, otherwise all that are free are used;
-# GPUS_PER_JOB=2 gives every training run two (their port is chosen by the launcher); SLOTS=2 runs that many jobs at
+# GPUS_PER_JOB=2 gives every training run two (their port is chosen by the launcher), GPUS_PER_WORK every other script;
+# ACCELERATE=fsdp takes configs/accelerate/fsdp.yaml instead of DDP. SLOTS=2 runs that many jobs at
 # once on the CPU where there is no GPU.
 # shellcheck shell=bash
 set -euo pipefail
@@ -115,11 +116,14 @@ _start() { # NAME GPUS COMMAND...: run the command on the next free devices, unl
 }
 
 job() { # CONDITION SEED SCRIPT ARGS...
-    local condition=$1 seed=$2 script=$3 gpus=${GPUS_PER_JOB:-1} accelerate=cpu
+    local condition=$1 seed=$2 script=$3 gpus=1 accelerate=cpu
     shift 3
-    has_gpu && accelerate=${gpus}gpu
+    if has_gpu; then
+        gpus=${GPUS_PER_JOB:-1}
+        accelerate=${ACCELERATE:-$([[ $gpus -eq 1 ]] && echo 1gpu || echo 2gpu)}
+    fi
     _start "$condition/seed$seed" "$gpus" "$PYTHON" -m accelerate.commands.launch \
-        --config_file "configs/accelerate/$accelerate.yaml" "src/graft/$script" "$@" \
+        --config_file "configs/accelerate/$accelerate.yaml" --num_processes "$gpus" "src/graft/$script" "$@" \
         --output_dir "experiments/$STUDY/$condition" --seed "$seed"
 }
 
@@ -127,7 +131,7 @@ work() { # NAME SCRIPT ARGS...
     local name=$1
     shift
     # shellcheck disable=SC2016 # the inner shell expands it
-    _start "$name/work" 1 bash -c '"${@:2}" && echo "{\"state\": \"done\"}" >"$1"' "$name" \
+    _start "$name/work" "${GPUS_PER_WORK:-1}" bash -c '"${@:2}" && echo "{\"state\": \"done\"}" >"$1"' "$name" \
         "experiments/$STUDY/$name/work/status.json" "$PYTHON" "$@"
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from graft import config, options, schema
-from graft.errors import UserError
+from graft.errors import UserError, exit_cleanly
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs/base/digits_vit.yaml")
@@ -214,3 +214,10 @@ def test_help_lists_every_key():
 @pytest.mark.parametrize("value, steps", [("3ep", 30), ("7st", 7), ("50%", 100), ("0.5ep", 5)])
 def test_durations(value, steps):
     assert schema.to_steps(value, 10, 200) == steps
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_cleanly(lambda: (tmp_path / "nowhere" / "x.json").write_text(""))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/nowhere/x.json: No such file or directory\n"

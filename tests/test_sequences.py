@@ -130,7 +130,7 @@ def test_cifar10_sequence_in_its_variants(tmp_path):
 
 @pytest.mark.slow
 def test_language_sequence_reads_the_caches_it_builds(tmp_path):
-    arms = ["kd_only", "zeroshot_teacher", "published_position", "label_smoothing"]
+    arms = ["kd_only", "kd_only_zeroshot", "zeroshot_teacher", "published_position", "label_smoothing"]
     code, commands, said = run_sequence("gsm8k_qwen1b7.sh", tmp_path, SMOKE="1", ONLY=" ".join(arms),
                                         TRAIN_ARGS="student.model=tiny", TEACHER_ARGS="teacher.k=16")
     assert code == 0, said
@@ -144,7 +144,12 @@ def test_language_sequence_reads_the_caches_it_builds(tmp_path):
             files = [word for word in words if word.endswith(".yaml")]
             cfg = config.load(files, [word for word in words if "=" in word])
             built[cfg.teacher.args["path"]] = cfg
-    assert len(built) == 3, "kd_only reads the method's"
+    assert len(built) == 3, "kd_only reads the method's, kd_only_zeroshot that of zeroshot_teacher"
+    silent, = (cfg for _, cfg, _ in runs if Path(cfg.output_dir).name == "kd_only_zeroshot")
+    assert silent.teacher.args["context"] == "zeroshot" and not silent.objective[0].used
+    score, = (words for words in commands if words[0] == "scripts/eval_checkpoints.py")
+    contrasts = score[score.index("--contrasts") + 1:]
+    assert contrasts[:3] == ["distill:zeroshot_teacher", "distill:label_smoothing", "kd_only:kd_only_zeroshot"]
     for _, cfg, _ in runs:
         if objective.needs_teacher(cfg.objective):
             cache = built[cfg.teacher.args["path"]]

@@ -73,8 +73,7 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
     """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.
 
     `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `texts` other files' names to
-    their content. Raises OSError, with
-    nothing left behind, when the disk is full.
+    their content. Raises OSError, with nothing left behind, when the disk is full.
     """
     final = path_of(run_dir, step)
     temporary = run_dir / f".tmp-{final.name}"

@@ -45,9 +45,17 @@ class Preempted(UserError):
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes one line on stderr and its exit code, never a traceback."""
+    """Run `main`; a `UserError` becomes one line on stderr and its exit code, never a traceback.
+
+    So does a file that cannot be read or written.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(UserError.exit_code)
