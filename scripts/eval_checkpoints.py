@@ -5,7 +5,8 @@
 
 Every `<base_dir>/<condition>/seed<k>` is scored at its final step, with its averaged weights where the run
 has them. Rows, one an example, and the score itself are kept beside the checkpoint, so running this again
-computes only what is missing; `accelerate launch` spreads the examples over several processes.
+computes only what is missing; `accelerate launch` spreads the examples over several processes. Every condition is
+compared with the baseline; `--contrasts distill:kd_only` compares two others.
 
 Language models answer the questions themselves. Every checkpoint is scored on validation (`--steps`), which is the
 curve; one of them, the final one or the best on validation (`--choose`), on test.
@@ -37,6 +38,30 @@ def runs_of(base_dir: Path, condition: str) -> list[Path]:
         have = ", ".join(sorted({f.parent.parent.name for f in base_dir.glob("*/seed*/config.yaml")})) or "none"
         raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {have}")
     return [file.parent for file in found]
+
+
+def contrast(word: str) -> tuple[str, str]:
+    """The two conditions of `a:b`."""
+    a, _, b = word.partition(":")
+    if not a or not b or a == b or ":" in b:
+        raise argparse.ArgumentTypeError(f"expected two conditions as a:b, got {word!r}")
+    return a, b
+
+
+def refuse_unknown(contrasts: list[tuple[str, str]], names: list[str]) -> None:
+    """Raise UserError for a contrast of a condition that is not among those to score."""
+    for pair in contrasts:
+        for name in pair:
+            if name not in names:
+                raise UserError(f"--contrasts {':'.join(pair)}: expected two of {', '.join(names)}, got {name!r}")
+
+
+def of_those_there(contrasts: list[tuple[str, str]], names: list[str]) -> list[tuple[str, str]]:
+    """The contrasts of which both conditions were scored; says which are left out."""
+    for pair in contrasts:
+        if missing := [name for name in pair if name not in names]:
+            print(f"left out contrast {':'.join(pair)}: no {' and no '.join(missing)}")
+    return [pair for pair in contrasts if set(pair) <= set(names)]
 
 
 class Scorer:
@@ -101,6 +126,8 @@ def main() -> None:
     parser.add_argument("--references", nargs="+", default=[], help="runs to score and list, not to compare: teachers")
     parser.add_argument("--output", type=Path, required=True, help="results.json")
     parser.add_argument("--baseline", default="baseline", help="the condition the others are compared with")
+    parser.add_argument("--contrasts", nargs="+", type=contrast, default=[], metavar="A:B",
+                        help="pairs of conditions to compare besides")
     parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
@@ -113,11 +140,16 @@ def main() -> None:
     text.add_argument("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one model")
     text.add_argument("--icl", type=Path, help="what eval_icl.py wrote; its conditions become references")
     options = parser.parse_args()
+    options.contrasts = list(dict.fromkeys(options.contrasts))
+    names = [*options.conditions, *options.references]
+    untrained = language_scorer.untrained(options.icl, options.base_dir, options.splits) if options.icl else []
+    references = [*options.references, *dict.fromkeys(entry["condition"] for entry in untrained)]
+    if not options.allow_missing:
+        refuse_unknown(options.contrasts, [*options.conditions, *references])
     scorer = Scorer(options)
     main_process = scorer.accelerator.is_main_process
     entries: list[dict[str, Any]] = []
     conditions: dict[str, list[Path]] = {}
-    names = [*options.conditions, *options.references]
     for name in tqdm(names, desc="scoring", disable=None if main_process else True):
         try:
             runs = runs_of(options.base_dir, name)
@@ -131,22 +163,20 @@ def main() -> None:
     if not main_process:
         return
     task = next(iter(scorer.task.built.values()))
-    references = list(options.references)
-    if options.icl:
-        untrained = language_scorer.untrained(options.icl, options.base_dir, options.splits)
-        entries += untrained
-        references += dict.fromkeys(entry["condition"] for entry in untrained)
+    entries += untrained
+    contrasts = of_those_there(options.contrasts, list(dict.fromkeys(entry["condition"] for entry in entries)))
     data = {**task.about, **({"classes": task.classes} if task.classes else {}),
             "sizes": {name: len(split) for name, split in task.splits.items()}}
     assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,
-                                 references=references, curve=scorer.language.curve, code_sha=code_sha())
+                                 references=references, curve=scorer.language.curve, contrasts=contrasts,
+                                 code_sha=code_sha())
     for name, notes in about(options.base_dir, conditions, options.baseline).items():
         assembled["conditions"][name] |= notes
         if notes["recipe_differs"] and name not in options.references:
             keys = ", ".join(change[0] for change in notes["recipe_differs"])
             print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
     results.write_json(options.output, assembled)
-    print(tables.to_markdown(tables.table(assembled)), end="")
+    print(tables.shown(assembled), end="")
     print(f"wrote {options.output}")
 
 

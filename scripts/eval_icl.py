@@ -108,7 +108,7 @@ def main() -> None:
     assembled = results.assemble(options.output.resolve().parent.name, data, entries, options.output.parent,
                                  "base_0shot" if options.shots[0] == 0 else "", code_sha=code_sha())
     results.write_json(options.output, assembled)
-    print(tables.to_markdown(tables.table(assembled)), end="")
+    print(tables.shown(assembled), end="")
     if options.shots[0] == 0 < options.shots[-1]:
         for split in options.split:
             print(says(assembled, split))

@@ -3,14 +3,13 @@
     python scripts/write_results.py --results experiments/demo/results.json --out experiments/demo
     python scripts/write_results.py --results experiments/demo/results.json --out experiments/demo --into README.md
 
+Contrasts are a second table; as CSV, which holds one table a file, in contrasts.csv.
 `--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
 study's name) of a file, so that no number in it is typed.
 """
 
 import argparse
 from pathlib import Path
-
-import pandas as pd
 
 from graft import results, tables
 from graft.errors import UserError, exit_cleanly
@@ -22,20 +21,29 @@ the method. p: two-sided, Holm-adjusted over the conditions of a split. Detectab
 found in 80% of repetitions.
 """
 TEXT_NOTES = """
-Accuracy: answers in the asked format with the right result; flexible: the right result in any format.
+Accuracy: answers in the asked format with the right result; flexible: the right result in any format. Cut off: answers
+that reached the limit of tokens before they ended.
+"""
+UNTRAINED_NOTES = """
+To base_0shot: difference to the untrained model; 95% interval for new seeds of the condition and new examples.
 """
 GAP_NOTES = """
 Gap closed: (accuracy - base_0shot) / (base_kshot - base_0shot), the share of what worked examples in the prompt give
 the untrained model that the condition has without them; 95% interval as for the difference, none unless the gap's own
 interval lies above 0.
 """
+CONTRAST_NOTES = """
+Contrast: accuracy of the first condition minus that of the second; 95% interval, p and detectable as those of a
+difference to the baseline, p Holm-adjusted over the contrasts of a split.
+"""
 
 
-def notes(content: dict, frame: pd.DataFrame) -> str:
-    """What the columns of the table mean."""
+def notes(content: dict) -> str:
+    """What the columns of the tables mean."""
     parts = [NOTES.format(baseline=content["baseline"])] if content.get("baseline") else []
-    parts += [text for column, text in {"flexible": TEXT_NOTES, "gap_closed": GAP_NOTES}.items() if column in frame]
-    return "".join(parts)
+    columns = {"flexible": TEXT_NOTES, "to_base": UNTRAINED_NOTES, "gap_closed": GAP_NOTES}
+    parts += [text for column, text in columns.items() if column in tables.table(content)]
+    return "".join([*parts, *[CONTRAST_NOTES] * bool(content.get("contrasts"))])
 
 
 def insert(path: Path, study: str, text: str) -> None:
@@ -55,14 +63,17 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a file with such lines, such as README.md")
     args = parser.parse_args()
     content = results.read_results(args.results)
-    frame = tables.table(content)
+    frame, contrasts = tables.table(content), tables.contrasts(content)
+    both = [frame, contrasts] if len(contrasts) else [frame]
+    texts = {"table.md": tables.shown(content) + notes(content), "table.csv": tables.to_csv(frame),
+             "table.tex": "\n".join(map(tables.to_latex, both))}
     args.out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in tables.FORMATS.items():
-        path = args.out / f"table.{suffix}"
-        path.write_text(text(frame) + (notes(content, frame) if suffix == "md" else ""), encoding="utf-8")
-        print(path)
+    (args.out / "contrasts.csv").unlink(missing_ok=True)  # of a results.json that had some
+    for name, text in (texts | ({"contrasts.csv": tables.to_csv(contrasts)} if len(contrasts) else {})).items():
+        (args.out / name).write_text(text, encoding="utf-8")
+        print(args.out / name)
     if args.into:
-        insert(args.into, content["study"], tables.to_markdown(frame[frame["split"] == "test"]))
+        insert(args.into, content["study"], tables.shown(content, "test"))
         print(args.into)
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "schema", "keyed", "outputs"},
     {"options"},
     {"config", "parts", "checkpoint", "prompts"},
-    {"command_line", "stats", "process", "journal", "figures"},
+    {"command_line", "stats", "comparisons", "process", "journal", "figures"},
     {"augment", "tasks", "losses", "students", "results", "tables", "selection", "rebuild"},
     {"teachers", "probes", "scoring", "optim", "resume", "generation", "_vllm", "answers"},
     {"pictures", "learner", "batches"},
@@ -109,8 +109,7 @@ def test_names_in_the_lock_file_cover_the_dependencies():
 @pytest.mark.parametrize("study", ["demo", "demo_language"])
 def test_the_tables_in_the_readme_are_those_of_the_results(study):
     from graft import results, tables
-    frame = tables.table(results.read_results(ROOT / f"experiments/{study}/results.json"))
-    shown = tables.to_markdown(frame[frame["split"] == "test"])
+    shown = tables.shown(results.read_results(ROOT / f"experiments/{study}/results.json"), "test")
     assert f"<!-- results {study} -->\n{shown}<!-- /results {study} -->" in (ROOT / "README.md").read_text()
 
 

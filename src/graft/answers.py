@@ -48,6 +48,14 @@ def weights_of(folder: Path) -> dict[str, str]:
     return {"weights": stem, "checkpoint_sha256": manifest[f"{stem}.safetensors"]["sha256"]}
 
 
+def prompts_sha256(prompts: Ragged) -> str:
+    """Digest of the very token ids that are asked: each prompt a line, its ids in decimal with spaces between them."""
+    found = hashlib.sha256()
+    for j in range(len(prompts.lengths)):
+        found.update((" ".join(map(str, prompts[j].tolist())) + "\n").encode())
+    return found.hexdigest()
+
+
 def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prompts: Ragged, index: Sequence[int],
            weights: Path | None, base_dir: Path, accelerator: Accelerator) -> dict[str, Any]:
     """The run's entry for one split, from what is kept at `path` where it is still true.
@@ -56,7 +64,7 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
     `index[j]`. Raises UserError if the checkpoint in `weights` is damaged.
     """
     wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index), "data_fingerprint": task.fingerprint,
-              "engine": engine.name, "precision": engine.source.dtype,
+              "prompts_sha256": prompts_sha256(prompts), "engine": engine.name, "precision": engine.source.dtype,
               "max_new_tokens": engine.source.stop.max_new_tokens}
     if entry := results.kept(path, wanted):
         return entry

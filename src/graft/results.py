@@ -3,7 +3,6 @@
 `assemble` makes it from scored runs, `read_results` checks it, `graft.tables` shows it. All intervals are 95%.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -14,16 +13,13 @@ import numpy as np
 import pandas as pd
 
 from graft import stats
+from graft.comparisons import GAP, Rows, differences, gaps_closed
 from graft.errors import UserError
 
 SCHEMA_VERSION = 1
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")
 TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flexible", "correct_flexible", "text",
                 "tokens", "ended")
-# The metrics compared with the baseline where rows have them: column of the rows, and resamplings (real values have
-# no repeated patterns to draw at once, so they cost more).
-COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000)}
-GAP = ("base_0shot", "base_kshot")  # the untrained model without worked examples, and with the most of them
 
 _NUMBER, _OPTIONAL = (int, float), (int, float, type(None))
 _CI95 = [(int, float, type(None))] * 2
@@ -37,7 +33,9 @@ _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
 # What a condition of text has besides, each where it can be computed.
 _TEXT = {"curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
+         "vs_untrained": {"*": {"*": {**_VERSUS, "scope": str}}},
          "gap_closed": {"*": {"*": {"value": _OPTIONAL, "ci95": [_OPTIONAL] * 2, "scope": str}}}}
+_CONTRASTS = [{"a": str, "b": str, "split": str, "metric": str, **_VERSUS, "scope": str}]
 _CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
           "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
           "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
@@ -77,6 +75,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     for name, condition in content["conditions"].items():
         for key in condition.keys() & _TEXT.keys():
             _check(condition[key], _TEXT[key], str(path), f"conditions.{name}.{key}")
+    if "contrasts" in content:
+        _check(content["contrasts"], _CONTRASTS, str(path), "contrasts")
     return content
 
 
@@ -174,21 +174,23 @@ def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
              baseline: str = "baseline", *, references: Sequence[str] = (), curve: Sequence[dict[str, Any]] = (),
-             code_sha: str = "unknown") -> dict[str, Any]:
+             contrasts: Sequence[tuple[str, str]] = (), code_sha: str = "unknown") -> dict[str, Any]:
     """The content of results.json from scored runs.
 
     A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to
     `base_dir`. Each condition is compared with `baseline` ("" for no comparison) on every split both
-    have; seeds are paired by number where the lists agree and taken as independent elsewhere. p-values
-    are Holm-adjusted over the conditions, within one split and metric. `references`, such as the teachers,
-    are listed and not compared: they are no arm of the experiment. `curve` are scores of further checkpoints, as
+    have (`comparisons.differences`: seeds paired where they agree, p-values Holm-adjusted over the conditions, within
+    one split and metric), and with the untrained model, where it is there, as `vs_untrained`. `references`, such as the
+    teachers, are listed and not compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any
+    conditions, a family of their own. `curve` are scores of further checkpoints, as
     `runs`; nothing is computed from them. Where `GAP` is there, `gap_closed` says how much of it each condition
     closes (`stats.gap_closed`), by split and metric. Raises UserError where runs must
     not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
     """
     names = list(dict.fromkeys(run["condition"] for run in runs))
-    if baseline and baseline not in names:
-        raise UserError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
+    for key, name in [("baseline", baseline), *(("contrasts", name) for pair in contrasts for name in pair)]:
+        if name not in names and (key, name) != ("baseline", ""):
+            raise UserError(f"{key}: expected one of {', '.join(names)}, got {name!r}")
     rows = _all_rows(runs, data["fingerprint"], Path(base_dir))
     conditions: dict[str, Any] = {}
     for name in names:
@@ -198,29 +200,27 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
         if points := [one for one in curve if one["condition"] == name]:
             conditions[name]["curve"] = [{key: one[key] for key in ("seed", "step", "split", "n", "metrics")}
                                          for one in points]
-    for split in dict.fromkeys(run["split"] for run in runs) if baseline else ():
-        for metric, (column, draws) in COMPARED.items():
-            arrays = {name: _by_seed(rows, name, split, column) for name in names
-                      if _has(rows, name, split, column) and name not in references}
-            if baseline not in arrays:
-                continue
-            compared = {name: _compare(*arrays[name], *arrays[baseline], draws)
-                        for name in arrays if name != baseline}
-            adjusted = stats.holm([result["p"] for result in compared.values()])
-            for (name, result), p_holm in zip(compared.items(), adjusted, strict=True):
-                conditions[name]["vs_baseline"].setdefault(split, {})[metric] = {**result, "p_holm": p_holm}
-    for (name, split), (metric, (column, draws)) in itertools.product(rows, COMPARED.items()):
-        if name not in GAP and all(_has(rows, one, split, column) for one in (name, *GAP)):
-            values = [_by_seed(rows, one, split, column)[1] for one in (name, *GAP)]
-            closed = conditions[name].setdefault("gap_closed", {}).setdefault(split, {})
-            closed[metric] = stats.gap_closed(*values, draws=draws)
+    arms = [name for name in names if name not in references]
+    if baseline in arms:
+        _file(conditions, "vs_baseline", differences(rows, [(name, baseline) for name in arms if name != baseline]))
+    if baseline != GAP[0]:
+        _file(conditions, "vs_untrained", differences(rows, [(name, GAP[0]) for name in arms if name not in GAP]))
+    _file(conditions, "gap_closed", gaps_closed(rows))
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
-            "baseline": baseline, "order": names, "conditions": conditions}
+            "baseline": baseline, "order": names, "conditions": conditions,
+            **({"contrasts": differences(rows, contrasts)} if contrasts else {})}
 
 
-def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
+def _file(conditions: dict[str, Any], key: str, found: list[dict[str, Any]]) -> None:
+    """Put each of `found` where it belongs: `conditions.<a>.<key>.<split>.<metric>`."""
+    for one in found:
+        own = conditions[one["a"]].setdefault(key, {}).setdefault(one["split"], {})
+        own[one["metric"]] = {name: value for name, value in one.items() if name not in ("a", "b", "split", "metric")}
+
+
+def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> Rows:
     """Rows by (condition, split) and seed, checked against their run, the data and each other."""
-    rows: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+    rows: Rows = {}
     first: dict[str, tuple[Path, pd.DataFrame]] = {}
     for run in runs:
         path = base_dir / run["examples"]
@@ -250,16 +250,3 @@ def _summaries(runs: list[dict]) -> dict[str, dict[str, Any]]:
         summary[split] = {metric: stats.seed_summary([m[metric]["value"] for m in own])
                           for metric in own[0] if all(metric in m for m in own)}
     return summary
-
-
-def _has(rows: dict, name: str, split: str, column: str) -> bool:
-    return all(column in frame for frame in rows.get((name, split), {"": ()}).values())
-
-
-def _by_seed(rows: dict, name: str, split: str, column: str) -> tuple[list[int], np.ndarray]:
-    frames = dict(sorted(rows[name, split].items()))
-    return list(frames), np.stack([frame[column].to_numpy() for frame in frames.values()])
-
-
-def _compare(seeds: list[int], values: np.ndarray, base_seeds: list[int], base: np.ndarray, draws: int) -> dict:
-    return stats.paired_difference(values, base, paired_seeds=seeds == base_seeds, draws=draws)

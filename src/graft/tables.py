@@ -1,6 +1,5 @@
-"""The table of a results.json: one row a condition and split, for people, for the paper and in full."""
+"""The tables of a results.json, conditions and contrasts, by split: for people, for the paper and in full."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import pandas as pd
 def table(results: dict[str, Any]) -> pd.DataFrame:
     """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
 
-    Of text also flexible accuracy, and the share of the gap closed (by strict accuracy) where there is a gap. In the
+    Of text also the difference to the untrained model and the share of its gap that is closed, where there are such,
+    flexible accuracy and the share of answers that were cut off. In the
     order of the conditions in `results`, the baseline first where that was not given.
     """
     classes = results["data"].get("classes")
@@ -20,67 +20,109 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
     for name, condition in ((name, results["conditions"][name]) for name in names):
         for split, summary in condition["summary"].items():
             accuracy = summary["accuracy"]
-            versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
             low, high = accuracy["ci95"]
-            difference_low, difference_high = versus.get("ci95", (None, None))
+            versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
             lines.append({
                 "condition": name, "split": split, "seeds": accuracy["seeds"],
                 "n": next(run["n"] for run in condition["runs"] if run["split"] == split),
-                "accuracy": accuracy["mean"], "low": low, "high": high,
-                "difference": versus.get("difference"), "difference_low": difference_low,
-                "difference_high": difference_high, "difference_scope": versus.get("scope", ""),
+                "accuracy": accuracy["mean"], "low": low, "high": high, **_difference("difference", versus),
                 "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
-                "chance": 1 / classes if classes else None})
-            if flexible := summary.get("accuracy_flexible"):
-                lines[-1] |= dict(zip(("flexible", "flexible_low", "flexible_high"),
-                                      (flexible["mean"], *flexible["ci95"])))
-            if closed := condition.get("gap_closed", {}).get(split, {}).get("accuracy"):
-                lines[-1] |= {"gap_closed": closed["value"], "gap_closed_scope": closed["scope"],
-                              **dict(zip(("gap_closed_low", "gap_closed_high"), closed["ci95"]))}
+                "chance": 1 / classes if classes else None, **_of_text(condition, split)})
+    return _numbers(lines, ("condition", "split", "seeds", "n"))
+
+
+def _of_text(condition: dict[str, Any], split: str) -> dict[str, Any]:
+    """The columns that only text has, those of them that there are."""
+    found, summary = {}, condition["summary"][split]
+    if versus := condition.get("vs_untrained", {}).get(split, {}).get("accuracy"):
+        found |= {**_difference("to_base", versus), "to_base_p_holm": versus["p_holm"]}
+    for column, metric in {"gap_closed": "accuracy", "gap_closed_flexible": "accuracy_flexible"}.items():
+        if closed := condition.get("gap_closed", {}).get(split, {}).get(metric):
+            found |= {column: closed["value"], f"{column}_scope": closed["scope"],
+                      **dict(zip((f"{column}_low", f"{column}_high"), closed["ci95"]))}
+    if flexible := summary.get("accuracy_flexible"):
+        found |= dict(zip(("flexible", "flexible_low", "flexible_high"), (flexible["mean"], *flexible["ci95"])))
+    return found | ({"cut_off": 1 - summary["ended"]["mean"]} if "ended" in summary else {})
+
+
+def contrasts(results: dict[str, Any]) -> pd.DataFrame:
+    """One row a contrast and split: accuracy of its first condition minus that of its second; fractions."""
+    return _numbers([{"contrast": f"{one['a']} - {one['b']}", "split": one["split"], **_difference("difference", one),
+                      "p_holm": one["p_holm"], "detectable": one["detectable"]}
+                     for one in results.get("contrasts", []) if one["metric"] == "accuracy"], ("contrast", "split"))
+
+
+def _difference(column: str, found: dict[str, Any]) -> dict[str, Any]:
+    low, high = found.get("ci95", (None, None))
+    return {column: found.get("difference"), f"{column}_low": low, f"{column}_high": high,
+            f"{column}_scope": found.get("scope", "")}
+
+
+def _numbers(lines: list[dict[str, Any]], others: tuple[str, ...]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
-    numbers = [column for column in frame if column not in ("condition", "split", "seeds", "n")
-               and not column.endswith("_scope")]
-    return frame.astype({column: float for column in numbers})
+    return frame.astype({column: float for column in frame if column not in others and not column.endswith("_scope")})
+
+
+def _interval(row: Any, column: str, sign: str = "", ends: tuple[str, str] | None = None) -> str:
+    """A share in percent, or a difference in points, with its interval."""
+    low, high = (getattr(row, name) for name in ends or (f"{column}_low", f"{column}_high"))
+    scope = " (1 seed)" if getattr(row, f"{column}_scope", "") == "examples" else ""
+    between = "" if np.isnan(low) else f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+    return f"{100 * getattr(row, column):{sign}.2f}{between}{scope}"
+
+
+def _comparison(row: Any) -> dict[str, str]:
+    if np.isnan(row.difference):
+        return dict.fromkeys(("difference, points", "p (Holm)", "detectable, points"), "")
+    return {"difference, points": _interval(row, "difference", "+"),
+            "p (Holm)": "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}",
+            "detectable, points": f"{100 * row.detectable:.2f}"}
+
+
+def _condition(row: Any) -> dict[str, str]:
+    one_seed = " (1 seed)" if row.seeds == 1 else ""
+    shown = {"condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
+             "accuracy %": _interval(row, "accuracy", ends=("low", "high")) + one_seed, **_comparison(row)}
+    if hasattr(row, "to_base"):
+        shown["to base_0shot, points"] = "" if np.isnan(row.to_base) else _interval(row, "to_base", "+")
+    for column, name in {"gap_closed": "gap closed %", "flexible": "flexible %",
+                         "gap_closed_flexible": "gap closed, flexible %"}.items():
+        if hasattr(row, column):  # a share of a gap that may be none says nothing
+            nothing = column != "flexible" and np.isnan(getattr(row, f"{column}_low"))
+            shown[name] = "" if nothing else _interval(row, column)
+    if hasattr(row, "cut_off"):
+        shown["cut off %"] = f"{100 * row.cut_off:.2f}"
+    if hasattr(row, "flexible"):
+        return shown
+    return shown | {"chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
+
+
+def _contrast(row: Any) -> dict[str, str]:
+    return {"contrast": row.contrast, "split": row.split, **_comparison(row)}
 
 
 def _display(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as text, in percent and percentage points."""
-    def interval(middle: float, low: float, high: float, sign: str = "") -> str:
-        ends = "" if np.isnan(low) else f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
-        return f"{100 * middle:{sign}.2f}{ends}"
-
-    def one_seed(yes: bool) -> str:
-        return " (1 seed)" if yes else ""
-
-    def cells(row: Any) -> dict[str, str]:
-        compared = not np.isnan(row.difference)
-        shown = {
-            "condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
-            "accuracy %": interval(row.accuracy, row.low, row.high) + one_seed(row.seeds == 1),
-            "difference, points": interval(row.difference, row.difference_low, row.difference_high, "+")
-            + one_seed(row.difference_scope == "examples") if compared else "",
-            "p (Holm)": ("< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") if compared else "",
-            "detectable, points": f"{100 * row.detectable:.2f}" if compared else ""}
-        if "gap_closed" in frame:
-            closed = not np.isnan(row.gap_closed_low)  # a share of a gap that may be none says nothing
-            shown["gap closed %"] = interval(row.gap_closed, row.gap_closed_low, row.gap_closed_high) \
-                + one_seed(row.gap_closed_scope == "examples") if closed else ""
-        if "flexible" in frame:
-            return shown | {"flexible %": interval(row.flexible, row.flexible_low, row.flexible_high)}
-        return shown | {"chance %": "" if np.isnan(row.chance) else f"{100 * row.chance:.2f}"}
-
+    """A table as text, in percent and percentage points."""
+    cells = _contrast if "contrast" in frame else _condition
     return pd.DataFrame([cells(row) for row in frame.itertuples()])
 
 
+def shown(results: dict[str, Any], split: str = "") -> str:
+    """The tables as Markdown, the contrasts' below where there are any; of one split, or of all ("")."""
+    frames = [frame[frame["split"] == split] if split else frame
+              for frame in (table(results), contrasts(results)) if len(frame)]
+    return "\n".join(to_markdown(frame) for frame in frames if len(frame))
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
-    """The table of `table` for people."""
+    """A table for people."""
     shown = _display(frame)
     lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
-    """The table of `table` for the paper (booktabs)."""
+    """A table for the paper (booktabs)."""
     shown = _display(frame)
     shown.columns = [name.replace("%", r"\%") for name in shown.columns]
     latex = shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
@@ -88,8 +130,5 @@ def to_latex(frame: pd.DataFrame) -> str:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """The numbers of `table` in full."""
+    """The numbers of a table in full."""
     return frame.to_csv(index=False, lineterminator="\n")
-
-
-FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

@@ -1,0 +1,64 @@
+"""The comparisons that results.json holds: differences between conditions, and shares of the untrained model's gap."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from graft import stats
+
+# The metrics compared where rows have them: column of the rows, and resamplings (real values have no repeated patterns
+# to draw at once, so they cost more).
+COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000)}
+GAP = ("base_0shot", "base_kshot")  # the untrained model without worked examples, and with the most of them
+
+Rows = dict[tuple[str, str], dict[int, pd.DataFrame]]  # by (condition, split) and seed
+
+
+def differences(rows: Rows, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """`stats.paired_difference` of each pair (a, b) with `p_holm`, on every split and metric that both have.
+
+    Seeds are paired by number where the lists agree and taken as independent elsewhere. One split and metric is one
+    family of Holm's.
+    """
+    found = []
+    for split, metric in itertools.product(dict.fromkeys(split for _, split in rows), COMPARED):
+        column, draws = COMPARED[metric]
+        family = [{"a": a, "b": b, "split": split, "metric": metric, **_compare(rows, a, b, split, column, draws)}
+                  for a, b in pairs if _has(rows, a, split, column) and _has(rows, b, split, column)]
+        adjusted = stats.holm([one["p"] for one in family])
+        found += [{**one, "p_holm": p_holm} for one, p_holm in zip(family, adjusted, strict=True)]
+    return found
+
+
+def gaps_closed(rows: Rows) -> list[dict[str, Any]]:
+    """`stats.gap_closed` of every condition on every split and metric that it and both of `GAP` have."""
+    found = []
+    for (name, split), (metric, (column, draws)) in itertools.product(rows, COMPARED.items()):
+        if name not in GAP and all(_has(rows, one, split, column) for one in (name, *GAP)):
+            values = [_by_seed(rows, one, split, column)[1] for one in (name, *GAP)]
+            found.append({"a": name, "split": split, "metric": metric, **stats.gap_closed(*values, draws=draws)})
+    return found
+
+
+def _has(rows: Rows, name: str, split: str, column: str) -> bool:
+    return (name, split) in rows and all(column in frame for frame in rows[name, split].values())
+
+
+def _by_seed(rows: Rows, name: str, split: str, column: str) -> tuple[list[int], np.ndarray]:
+    frames = dict(sorted(rows[name, split].items()))
+    return list(frames), np.stack([frame[column].to_numpy() for frame in frames.values()])
+
+
+def _compare(rows: Rows, a: str, b: str, split: str, column: str, draws: int) -> dict[str, Any]:
+    (a_seeds, a_values), (b_seeds, b_values) = (_by_seed(rows, name, split, column) for name in (a, b))
+    runs = [len(a_values), len(b_values)]
+    # The untrained model has no seed that could have been another: its one run stands against every seed of the other.
+    # As a side of one seed it would make this a comparison of one seed, and the other's spread would be lost.
+    if b in GAP and runs[1] == 1:
+        b_seeds, b_values = a_seeds, np.repeat(b_values, len(a_values), 0)
+    elif a in GAP and runs[0] == 1:
+        a_seeds, a_values = b_seeds, np.repeat(a_values, len(b_values), 0)
+    return {**stats.paired_difference(a_values, b_values, paired_seeds=a_seeds == b_seeds, draws=draws), "seeds": runs}
