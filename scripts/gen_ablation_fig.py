@@ -18,6 +18,8 @@ from graft.errors import exit_cleanly
 
 REFERENCES = dict(zip(results.GAP, ({"color": "0.35", "linestyle": ":"}, {"color": "0.35", "linestyle": (0, (5, 2))})))
 
+SHARES = {"": "accuracy", "flexible_": "accuracy_flexible"}  # prefix of their columns, and metric
+
 
 def estimate(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean accuracy of runs, one a seed, with its 95% interval, in percent.
@@ -62,13 +64,29 @@ def seed_values(content: dict[str, Any], chosen: list[str], split: str) -> pd.Da
 
 
 def shares(content: dict[str, Any], split: str) -> pd.DataFrame:
-    """The share of the gap each condition closes, in percent, with its interval; empty without a gap."""
-    closed = {name: condition.get("gap_closed", {}).get(split, {}).get("accuracy")
-              for name, condition in content["conditions"].items()}
-    rows = [{"condition": name, "gap_closed": one["value"], "gap_low": one["ci95"][0], "gap_high": one["ci95"][1]}
-            for name, one in closed.items() if one]
-    frame = pd.DataFrame(rows, columns=["condition", "gap_closed", "gap_low", "gap_high"])
-    return frame.astype(dict.fromkeys(frame.columns[1:], float)).set_index("condition") * 100
+    """The shares of the gap each condition closes, in percent, with intervals; empty without a gap."""
+    rows = []
+    for name, condition in content["conditions"].items():
+        if closed := condition.get("gap_closed", {}).get(split):
+            rows.append({"condition": name})
+            for prefix, metric in SHARES.items():
+                one = closed.get(metric, {"value": None, "ci95": (None, None)})
+                rows[-1] |= dict(zip(share_columns(prefix), (one["value"], *one["ci95"])))
+    columns = [column for prefix in SHARES for column in share_columns(prefix)]
+    return pd.DataFrame(rows, columns=["condition", *columns]).astype(dict.fromkeys(columns, float)).set_index(
+        "condition") * 100
+
+
+def share_columns(prefix: str) -> list[str]:
+    """Columns of a share and its ends."""
+    return [f"{prefix}{name}" for name in ("gap_closed", "gap_low", "gap_high")]
+
+
+def shown_shares(rows: pd.DataFrame) -> list[str]:
+    """Those of `SHARES` that have intervals; flexible ones only where they differ from the strict."""
+    some = [prefix for prefix in SHARES if rows[f"{prefix}gap_low"].notna().any()]
+    strict, flexible = (rows[share_columns(prefix)].to_numpy() for prefix in SHARES)
+    return some[:1] if np.array_equal(strict, flexible, equal_nan=True) else some
 
 
 def limits(middles: list[float], ends: list[float], lowest: float = -1, highest: float = 101) -> tuple[float, float]:
@@ -98,7 +116,8 @@ def note(figure: figures.Figure, seeds: str, one_seed: str, *more: str) -> None:
 
 def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any]], split: str) -> figures.Figure:
     """One line a condition, from top to bottom; the second panel only where there are shares with intervals."""
-    panels = 1 + bool(rows["gap_low"].notna().any())
+    prefixes = shown_shares(rows)
+    panels = 1 + bool(prefixes)
     figure, axes = figures.axes(figures.PAGE if panels > 1 else figures.COLUMN, 0.95 + 0.2 * len(rows), 1, panels,
                                 sharey=True)
     reference_lines(axes[0], found, "x")
@@ -107,8 +126,6 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
         own = seeds[seeds["condition"] == row.condition]
         if row.seeds > 1:
             axes[0].plot(own["accuracy"], [y + 0.3] * len(own), ".", color="0.3", markersize=2.5, zorder=4)
-        if panels > 1 and not math.isnan(row.gap_low):
-            point(axes[1], y, figures.look(y), row.seeds, row.gap_closed, row.gap_low, row.gap_high)
     axes[0].set_yticks(range(len(rows)), rows["condition"])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     lines = pd.DataFrame([*rows.to_dict("records"), *(found[name] for name in REFERENCES if name in found)])
@@ -117,15 +134,27 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
     for ax in axes:
         ax.grid(axis="y", visible=False)
     if panels > 1:
-        for at, look in zip((0, 100), REFERENCES.values()):
-            axes[1].axvline(at, **look, linewidth=0.9, zorder=1)
-        ends = [*rows["gap_low"], *rows["gap_high"]]
-        axes[1].set_xlim(limits([0, 100, *rows["gap_closed"]], ends, -math.inf, math.inf))
-        axes[1].set_xlabel("share of the k-shot gap closed, %")
+        draw_shares(axes[1], rows, prefixes)
     if axes[0].get_legend_handles_labels()[0]:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     note(figure, " (dots)", "hollow, grey bands", *["shares: over both"] * (panels > 1))
     return figure
+
+
+def draw_shares(ax: Axes, rows: pd.DataFrame, prefixes: list[str]) -> None:
+    """Shares of the gap, the flexible ones in grey below the strict where both are shown."""
+    for prefix in prefixes:
+        shift = 0.0 if len(prefixes) == 1 else 0.2 if prefix else -0.12
+        for y, (seeds, *share) in enumerate(rows[["seeds", *share_columns(prefix)]].itertuples(index=False)):
+            if not math.isnan(share[1]):
+                point(ax, y + shift, figures.look(y) | ({"color": "0.45"} if prefix else {}), seeds, *share)
+    for at, look in zip((0, 100), REFERENCES.values()):
+        ax.axvline(at, **look, linewidth=0.9, zorder=1)
+    middles, *ends = (np.concatenate(columns) for columns in zip(*(rows[share_columns(prefix)].to_numpy().T
+                                                                  for prefix in prefixes)))
+    ax.set_xlim(limits([0, 100, *middles], [*ends[0], *ends[1]], -math.inf, math.inf))
+    by = "\ncoloured: strict; grey, below: flexible" if len(prefixes) > 1 else ", flexible" if prefixes[0] else ""
+    ax.set_xlabel(f"share of the k-shot gap closed, %{by}")
 
 
 def main() -> None:
@@ -138,7 +167,7 @@ def main() -> None:
     chosen = figures.choose(args.conditions or [name for name in found if name not in REFERENCES], list(found), where,
                             args.allow_missing)
     gaps, seeds = shares(content, args.split), seed_values(content, chosen, args.split)
-    if len(gaps) and gaps["gap_low"].isna().all():
+    if len(gaps) and gaps[["gap_low", "flexible_gap_low"]].isna().all(axis=None):
         print(f"{where}: no shares: the interval of the k-shot gap is not above 0", file=sys.stderr)
     rows = pd.DataFrame([found[name] for name in chosen]).join(gaps, on="condition")
     referred = pd.DataFrame([found[name] for name in REFERENCES if name in found and name not in chosen])

@@ -80,6 +80,30 @@ def test_a_reference_is_scored_and_not_compared(study, monkeypatch):
     assert found["conditions"]["smoothed"]["vs_baseline"] == {} and found["order"] == ["baseline", "smoothed"]
 
 
+def test_contrasts(study, monkeypatch, capsys):
+    found = evaluate(study, monkeypatch, "--contrasts", "baseline:smoothed", "baseline:smoothed")
+    versus = found["conditions"]["smoothed"]["vs_baseline"]["test"]["accuracy"]
+    own = [one for one in found["contrasts"] if (one["split"], one["metric"]) == ("test", "accuracy")]
+    assert [(one["a"], one["b"], one["difference"]) for one in own] == [("baseline", "smoothed", -versus["difference"])]
+    assert "| baseline - smoothed | test |" in capsys.readouterr().out
+    scored = []
+    monkeypatch.setattr(eval_checkpoints.Scorer, "score", lambda *args: scored.append(args))
+    with pytest.raises(UserError, match=r"--contrasts baseline:ghost: .* baseline, smoothed, got 'ghost'"):
+        evaluate(study, monkeypatch, "--contrasts", "baseline:ghost")
+    for word in ("baseline", "a:a", "a:b:c", ":b"):
+        with pytest.raises(SystemExit):
+            evaluate(study, monkeypatch, "--contrasts", word)
+    assert not scored and "expected two conditions as a:b, got 'a:a'" in capsys.readouterr().err
+
+
+def test_contrasts_of_what_is_missing_are_left_out(study, monkeypatch, capsys):
+    found = evaluate(study, monkeypatch, "--conditions", "baseline", "ghost", "--allow_missing", "--contrasts",
+                     "baseline:ghost", "ghost:unknown")
+    assert "contrasts" not in found
+    said = capsys.readouterr().out
+    assert "left out contrast baseline:ghost: no ghost\n" in said and "ghost:unknown: no ghost and no unknown" in said
+
+
 def test_another_recipe_is_called_one(study, monkeypatch, capsys, tmp_path):
     run_main(tiny(study / "longer", "train.duration=12st"))
     evaluate(study, monkeypatch, "--conditions", "baseline", "longer")

@@ -1,6 +1,7 @@
 """Scoring language models end to end: checkpoints made by hand from a tiny model, on questions of a tiny GSM8K."""
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -161,6 +162,10 @@ def test_metrics_and_comparison_are_those_of_the_rows(study, monkeypatch, oracle
     assert metrics["accuracy_flexible"]["n_correct"] == int(flexible.sum()) == 10
     assert metrics["ended"]["value"] == pytest.approx(6 / 11) and metrics["ended"]["n_ended"] == 6
     assert metrics["tokens"] == {"value": 6.0}
+    asked = parts.build("tasks", config.load([study / "baseline/seed0/config.yaml"]).task).splits["test"].prompts
+    lines = "".join(" ".join(map(str, asked[i].tolist())) + "\n" for i in range(11))
+    assert run["prompts_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert found["conditions"]["baseline"]["runs"][0]["prompts_sha256"] != run["prompts_sha256"]
     versus = found["conditions"]["distill"]["vs_baseline"]["test"]
     assert set(versus) == {"accuracy", "accuracy_flexible"} and versus["accuracy"]["difference"] == 0
 
@@ -280,11 +285,18 @@ def test_the_gap_of_the_untrained_model(place, study, tmp_path, monkeypatch, ora
     assert closed["value"] == pytest.approx(1.0) and closed["gap"] == pytest.approx(4 / 11)
     assert "gap_closed" not in merged["conditions"]["base_kshot"]
     assert "accuracy_flexible" in merged["conditions"]["distill"]["gap_closed"]["val"]
+    versus = merged["conditions"]["distill"]["vs_untrained"]["test"]
+    assert versus["accuracy"]["difference"] == pytest.approx(4 / 11) and versus["accuracy"]["seeds"] == [2, 1]
+    assert set(versus) == {"accuracy", "accuracy_flexible"}
     frame = tables.table(merged)
     markdown = tables.to_markdown(frame)
     assert "gap closed %" in markdown and "flexible %" in markdown and "chance" not in markdown
     line = next(line for line in markdown.splitlines() if line.startswith("| distill | test |"))
-    assert "| 100.00 [" in line
+    cells = dict(zip(markdown.splitlines()[0].split(" | "), line.split(" | ")))
+    assert list(cells)[7:] == ["detectable, points", "to base_0shot, points", "gap closed %", "flexible %",
+                               "gap closed, flexible %", "cut off % |"]
+    assert cells["gap closed %"].startswith("100.00 [") and cells["to base_0shot, points"].startswith("+36.36 [")
+    assert cells["cut off % |"] == "45.45 |"  # 5 of 11 answers did not end
     assert r"gap closed \%" in tables.to_latex(frame)
 
 

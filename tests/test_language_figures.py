@@ -142,6 +142,35 @@ def test_ablation_panels(draw, study, monkeypatch):
     assert hollow == [False, False, True]
 
 
+@pytest.mark.parametrize("flexible_gap", [True, False])
+def test_flexible_shares_are_drawn_where_they_differ(study, flexible_gap):
+    content = results.read_results(study)
+    for i, name in enumerate(("baseline", "distill")):
+        content["conditions"][name]["gap_closed"]["test"]["accuracy_flexible"] = {
+            "value": 0.4 + i, "ci95": [0.3 + i, 0.6 + i] if flexible_gap else [None, None], "scope": "examples"}
+    found, gaps = gen_ablation_fig.estimates(content, "test"), gen_ablation_fig.shares(content, "test")
+    rows = pd.DataFrame([found[name] for name in LEVELS]).join(gaps, on="condition")
+    with figures.style():
+        share = gen_ablation_fig.draw(rows, gen_ablation_fig.seed_values(content, list(LEVELS), "test"), found,
+                                      "test").axes[1]
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in share.lines if line.get_markersize() == 4.5]
+    strict = [100 * content["conditions"][name]["gap_closed"]["test"]["accuracy"]["value"] for name in LEVELS]
+    assert [x for x, _ in marks] == pytest.approx([*strict, *[40, 140] * flexible_gap])
+    assert [round(y) for _, y in marks] == [0, 1, 2, *[0, 1] * flexible_gap]
+    assert len({y for _, y in marks}) == len(marks) and ("flexible" in share.get_xlabel()) == flexible_gap
+
+
+def test_equal_shares_are_drawn_once(study):
+    content = results.read_results(study)
+    for name in LEVELS:
+        closed = content["conditions"][name]["gap_closed"]["test"]
+        closed["accuracy_flexible"] = closed["accuracy"]
+    rows = gen_ablation_fig.shares(content, "test")
+    assert gen_ablation_fig.shown_shares(rows) == [""]
+    rows["gap_low"] = float("nan")
+    assert gen_ablation_fig.shown_shares(rows) == ["flexible_"]
+
+
 def test_without_a_gap_there_are_no_shares(draw, tmp_path, capsys):
     path = make_study(tmp_path, {"baseline": 0.3}, 1, base=(0.3, 0.3))
     folder, table = draw(gen_ablation_fig, path)

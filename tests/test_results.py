@@ -208,3 +208,90 @@ def test_a_share_of_a_gap_that_may_be_none_is_not_shown(tmp_path, runs):
             "value": 3.66 if name == "distill" else 0.5, "ci95": share, "scope": "examples"}}}
     shown = tables.to_markdown(tables.table(found))
     assert "366.00" not in shown and "50.00 [10.00, 90.00]" in shown
+
+
+def untrained(tmp_path, split="test"):
+    return [make_run(tmp_path, name, 42, scored(900 + i, 0.3 + 0.4 * i), split) for i, name in enumerate(results.GAP)]
+
+
+def values_of(tmp_path, runs, name, split="test"):
+    return np.stack([results.example_rows(tmp_path / run["examples"])["correct"] for run in runs
+                     if (run["condition"], run["split"]) == (name, split)])
+
+
+def test_arms_against_the_untrained_model(tmp_path, runs):
+    """Difference and variance over seeds by hand: the one run of the untrained model stands against every seed."""
+    runs = [*runs, make_run(tmp_path, "short", 0, scored(7, 0.7)), *untrained(tmp_path)]
+    found = results.assemble("demo", DATA, runs, tmp_path, references=results.GAP)["conditions"]
+    assert [name for name in found if "vs_untrained" not in found[name]] == list(results.GAP)
+    family = {name: found[name]["vs_untrained"]["test"]["accuracy"] for name in found if name not in results.GAP}
+    assert stats.holm([one["p"] for one in family.values()]) == [one["p_holm"] for one in family.values()]
+    assert set(found["distill"]["vs_untrained"]) == {"test"} and "nll" in found["distill"]["vs_untrained"]["test"]
+    arm, base = values_of(tmp_path, runs, "distill"), values_of(tmp_path, runs, results.GAP[0])
+    one = family["distill"]
+    assert one["difference"] == pytest.approx(arm.mean() - base.mean())
+    assert one["se_seed"] == pytest.approx(arm.mean(1).std(ddof=1) / np.sqrt(3))
+    assert (one["scope"], one["seeds"]) == ("seeds and examples", [3, 1])
+    assert family["short"]["scope"] == "examples" and family["short"]["se_seed"] is None
+    own = results.assemble("icl", DATA, untrained(tmp_path), tmp_path, results.GAP[0])["conditions"]
+    assert set(own[results.GAP[1]]["vs_baseline"]) == {"test"} and "vs_untrained" not in own[results.GAP[1]]
+
+
+def test_contrasts_are_a_family_of_their_own(tmp_path, runs):
+    pairs = [("distill", "random_teacher"), ("random_teacher", "distill"), ("distill", "base_0shot")]
+    runs = [*runs, *untrained(tmp_path)]
+    found = results.assemble("demo", DATA, runs, tmp_path, references=results.GAP, contrasts=pairs)
+    results.write_json(tmp_path / "results.json", found)
+    assert results.read_results(tmp_path / "results.json")["contrasts"] == json.loads(json.dumps(found["contrasts"]))
+    of = {(one["a"], one["b"]): one for one in found["contrasts"]
+          if (one["split"], one["metric"]) == ("test", "accuracy")}
+    assert list(of) == pairs and len(found["contrasts"]) == 2 * 2 + 3 * 2  # base_0shot has no val
+    first, second, third = of.values()
+    exact = stats.paired_difference(*(values_of(tmp_path, runs, name) for name in pairs[0]))
+    assert {key: first[key] for key in exact} == exact and second["difference"] == -first["difference"]
+    assert [one["p_holm"] for one in of.values()] == stats.holm([one["p"] for one in of.values()])
+    untrained_p = found["conditions"]["distill"]["vs_untrained"]["test"]["accuracy"]["p"]
+    assert third["p"] == untrained_p and third["scope"] == "seeds and examples"
+    with pytest.raises(UserError, match=r"contrasts: expected one of baseline, .*, got 'nope'"):
+        results.assemble("demo", DATA, runs, tmp_path, contrasts=[("distill", "nope")])
+    assert "contrasts" not in results.assemble("demo", DATA, runs, tmp_path)
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda r: r["contrasts"][0].pop("b"), r"contrasts\[0\]\.b: missing"),
+    (lambda r: r["contrasts"][1].update(ci95=[0.1]), r"contrasts\[1\]\.ci95: expected 2 values"),
+    (lambda r: r["conditions"]["distill"]["vs_untrained"]["test"]["nll"].pop("scope"),
+     r"conditions\.distill\.vs_untrained\.test\.nll\.scope: missing")])
+def test_comparisons_are_checked(tmp_path, runs, change, match):
+    found = results.assemble("demo", DATA, [*runs, *untrained(tmp_path)], tmp_path, references=results.GAP,
+                             contrasts=[("distill", "random_teacher")])
+    change(found)
+    results.write_json(tmp_path / "results.json", found)
+    with pytest.raises(UserError, match=match):
+        results.read_results(tmp_path / "results.json")
+
+
+def test_contrasts_are_a_second_table(tmp_path, runs, monkeypatch):
+    def write(*contrasts):
+        results.write_json(tmp_path / "results.json",
+                           results.assemble("demo", DATA, runs, tmp_path, contrasts=contrasts))
+        monkeypatch.setattr(sys, "argv", ["write_results.py", "--results", str(tmp_path / "results.json"), "--out",
+                                          str(tmp_path / "out"), "--into", str(tmp_path / "text.md")])
+        write_results.main()
+        return results.read_results(tmp_path / "results.json")
+    (tmp_path / "text.md").write_text("a\n<!-- results demo -->\nold\n<!-- /results demo -->\nb\n")
+    content = write(("distill", "random_teacher"))
+    one = next(one for one in content["contrasts"] if (one["split"], one["metric"]) == ("test", "accuracy"))
+    first, second = (tmp_path / "text.md").read_text().split("\n\n")
+    assert "| val |" not in first + second and "| distill | test | 3 |" in first
+    assert second.splitlines()[0] == "| contrast | split | difference, points | p (Holm) | detectable, points |"
+    low, high = (f"{100 * end:+.2f}" for end in one["ci95"])
+    assert second.splitlines()[2].startswith(
+        f"| distill - random_teacher | test | {100 * one['difference']:+.2f} [{low}, {high}] | ")
+    assert second.splitlines()[3:] == ["<!-- /results demo -->", "b"]
+    assert tables.shown(content) in (tmp_path / "out/table.md").read_text()
+    assert r"distill - random\_teacher & test" in (tmp_path / "out/table.tex").read_text()
+    frame = pd.read_csv(tmp_path / "out/contrasts.csv")
+    assert list(frame["split"]) == ["val", "test"] and frame["p_holm"][1] == pytest.approx(one["p_holm"])
+    write()
+    assert not (tmp_path / "out/contrasts.csv").exists() and "contrast" not in (tmp_path / "text.md").read_text()

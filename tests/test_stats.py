@@ -218,6 +218,16 @@ def test_gap_bootstrap_is_near_where_only_examples_vary():
     np.testing.assert_allclose(found["ci95"], found["ci95_bootstrap"], atol=0.04)
 
 
+def test_a_condition_that_never_moved_is_not_sure_to_close_nothing():
+    low, high = np.arange(500) % 10 == 0, np.arange(500) % 10 < 9
+    for seeds in (1, 3):
+        same = np.tile(low, (seeds, 1))
+        bottom, top = stats.gap_closed(same, low, high)["ci95"]
+        # at a share of 0 the gap's uncertainty has no part: one example of 500, of a gap of 0.8
+        assert bottom == pytest.approx(-1.96 / 500 / 0.8, rel=0.02) and top == pytest.approx(-bottom, rel=0.02)
+        assert stats.gap_closed(same.astype(float), low.astype(float), high.astype(float))["ci95"] == [0, 0]
+
+
 def test_no_gap_no_share():
     a, low, high = gap_study(np.random.default_rng(0), 2)
     assert stats.gap_closed(a, low, low)["value"] is None

@@ -177,15 +177,14 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
              contrasts: Sequence[tuple[str, str]] = (), code_sha: str = "unknown") -> dict[str, Any]:
     """The content of results.json from scored runs.
 
-    A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to
-    `base_dir`. Each condition is compared with `baseline` ("" for no comparison) on every split both
-    have (`comparisons.differences`: seeds paired where they agree, p-values Holm-adjusted over the conditions, within
-    one split and metric), and with the untrained model, where it is there, as `vs_untrained`. `references`, such as the
-    teachers, are listed and not compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any
-    conditions, a family of their own. `curve` are scores of further checkpoints, as
-    `runs`; nothing is computed from them. Where `GAP` is there, `gap_closed` says how much of it each condition
-    closes (`stats.gap_closed`), by split and metric. Raises UserError where runs must
-    not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
+    A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to `base_dir`. Each
+    condition is compared with `baseline` ("" for no comparison) on every split both have (`comparisons.differences`:
+    seeds paired where they agree, p-values Holm-adjusted over the conditions, within one split and metric), and as
+    `vs_untrained` with the untrained model where it is there. `references`, such as the teachers, are listed and not
+    compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any conditions, a family of their own.
+    `curve` are scores of further checkpoints, as `runs`; nothing is computed from them. Where `GAP` is there,
+    `gap_closed` says how much of it each condition closes (`stats.gap_closed`), by split and metric. Raises UserError
+    where runs must not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
     """
     names = list(dict.fromkeys(run["condition"] for run in runs))
     for key, name in [("baseline", baseline), *(("contrasts", name) for pair in contrasts for name in pair)]:

@@ -10,8 +10,8 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
     """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
 
     Of text also the difference to the untrained model and the share of its gap that is closed, where there are such,
-    flexible accuracy and the share of answers that were cut off. In the
-    order of the conditions in `results`, the baseline first where that was not given.
+    flexible accuracy and the share of answers that were cut off. In the order of the conditions in `results`, the
+    baseline first where that was not given.
     """
     classes = results["data"].get("classes")
     classes = len(classes) if isinstance(classes, list) else classes
