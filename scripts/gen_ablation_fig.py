@@ -118,8 +118,8 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
     """One line a condition, from top to bottom; the second panel only where there are shares with intervals."""
     prefixes = shown_shares(rows)
     panels = 1 + bool(prefixes)
-    figure, axes = figures.axes(figures.PAGE if panels > 1 else figures.COLUMN, 0.95 + 0.2 * len(rows), 1, panels,
-                                sharey=True)
+    height = 1.1 + 0.27 * len(rows) if len(prefixes) > 1 else 0.95 + 0.2 * len(rows)
+    figure, axes = figures.axes(figures.PAGE if panels > 1 else figures.COLUMN, height, 1, panels, sharey=True)
     reference_lines(axes[0], found, "x")
     for y, row in enumerate(rows.itertuples()):
         point(axes[0], y, figures.look(y), row.seeds, row.accuracy, row.low, row.high)
@@ -144,7 +144,7 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
 def draw_shares(ax: Axes, rows: pd.DataFrame, prefixes: list[str]) -> None:
     """Shares of the gap, the flexible ones in grey below the strict where both are shown."""
     for prefix in prefixes:
-        shift = 0.0 if len(prefixes) == 1 else 0.2 if prefix else -0.12
+        shift = 0.0 if len(prefixes) == 1 else 0.24 if prefix else -0.14
         for y, (seeds, *share) in enumerate(rows[["seeds", *share_columns(prefix)]].itertuples(index=False)):
             if not math.isnan(share[1]):
                 point(ax, y + shift, figures.look(y) | ({"color": "0.45"} if prefix else {}), seeds, *share)
