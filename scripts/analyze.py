@@ -54,6 +54,7 @@ class Runs:
         if not (run_dir / "config.yaml").is_file():
             raise UserError(f"{run_dir}: has no config.yaml; expected a run's folder, <condition>/seed<k>")
         cfg = config.load([run_dir / "config.yaml"])
+        rebuild.refuse_text(cfg, run_dir)
         student, info = rebuild.student(cfg, run_dir, self.task(cfg), self.weights)
         return cfg, student.to(self.settings.device), info
 

@@ -70,6 +70,7 @@ class Evaluator:
     def run(self, run_dir: Path) -> dict[str, Any]:
         """The entry of one run."""
         cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
+        rebuild.refuse_text(cfg, run_dir)
         task = self.task(cfg)
         split = task.splits[self.split]
         student, info = build_student(cfg, task, self.weights, self.device)

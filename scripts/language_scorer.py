@@ -82,5 +82,11 @@ class Scorer:
 def untrained(icl: Path, base_dir: Path, splits: list[str]) -> list[dict[str, Any]]:
     """The entries of a file of eval_icl.py, their rows seen from `base_dir`."""
     content = results.read_results(icl)
+    for name, condition in content["conditions"].items():
+        for run in condition["runs"]:
+            size = content["data"].get("sizes", {}).get(run["split"])
+            if "shots" not in run or run["n"] != size:
+                raise UserError(f"--icl: {icl}: {name} answered {run['n']} of {size} {run['split']} questions; "
+                                "expected a file of eval_icl.py, made without --limit")
     return [{**run, "condition": name, "examples": os.path.relpath(icl.parent / run["examples"], base_dir)}
             for name, condition in content["conditions"].items() for run in condition["runs"] if run["split"] in splits]

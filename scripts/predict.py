@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from eval_robustness import build_student, mirrors
-from graft import config, figures, parts
+from graft import config, figures, parts, rebuild
 from graft.augment import to_float
 from graft.errors import UserError, exit_cleanly
 from graft.probes.corruptions import AveragedViews
@@ -37,7 +37,10 @@ def newest_run(root: Path = Path("experiments")) -> Path:
     finished = []
     for status in root.glob("*/*/seed*/status.json"):
         state = json.loads(status.read_text())
-        if state["state"] == "done" and config.load([status.parent / "config.yaml"]).method != "ssl_teacher":
+        if state["state"] != "done":
+            continue
+        cfg = config.load([status.parent / "config.yaml"])
+        if cfg.method != "ssl_teacher" and not rebuild.reads_text(cfg):
             finished.append((state["time"], status.parent))
     if not finished:
         raise UserError(f"--run: no finished run under {root}/; name a run's folder")
@@ -123,6 +126,7 @@ def main() -> None:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: is no run's folder; it has no config.yaml")
     cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
+    rebuild.refuse_text(cfg, run_dir)
     task = parts.build("tasks", cfg.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, info = build_student(cfg, task, options.weights, device)

@@ -382,11 +382,10 @@ def other_tokenizer(to: Path) -> str:
     ("max_length", lambda tmp: (task(max_length=300), {})),
     ("template", lambda tmp: (task(tokenizer=other_template(tmp / "t")), {})),
     ("template", lambda tmp: (task(layout="plain"), {})),
-    ("tokenizer", lambda tmp: (task(tokenizer=other_tokenizer(tmp / "t")), {})),
-    ("context", lambda tmp: (task(), {"context": "random_shots"})),
-    ("context", lambda tmp: (task(), {"shots": 2})),
-    ("context", lambda tmp: (task(), {"fewshot_seed": 43})),
-    ("context", lambda tmp: (task(), {"max_length": 2000})),
+    ("context.kind", lambda tmp: (task(), {"context": "random_shots"})),
+    ("context.shots", lambda tmp: (task(), {"shots": 2})),
+    ("context.seed", lambda tmp: (task(), {"fewshot_seed": 43})),
+    ("context.max_length", lambda tmp: (task(), {"max_length": 2000})),
     ("model", lambda tmp: (task(), {"model": lm(seed=5)})),
     ("model", lambda tmp: (task(), {"model": lm(), "dtype": "bf16"})),
     ("precision", lambda tmp: (task(), {"precision": "bf16"})),
@@ -397,6 +396,14 @@ def test_another_cache_is_refused(tmp_path, cache, what, change):
     message = one_line(teach, about, student(about), **{"serve": "cache", "path": str(cache), "cache_dtype": "fp32",
                                                         **FEW, **args})
     assert f"made with another {what} " in message
+
+
+def test_a_student_or_a_cache_of_another_tokenizer_is_refused(tmp_path, about, cache):
+    message = one_line(student, task(tokenizer=other_tokenizer(tmp_path / "t")))
+    assert "student.model: " in message and "has another tokenizer than task.tokenizer" in message
+    manifest = _topk_cache.read_manifest(cache)
+    wanted = {**manifest["about"], "tokenizer": "0" * 64}
+    assert "made with another tokenizer " in one_line(_topk_cache.refuse_other, cache, manifest, wanted, 1)
 
 
 def test_a_cache_of_the_weights_of_another_dtype_is_refused(about, cache):

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from torch import nn
 
 import eval_robustness
 import predict
-from graft import checkpoint, config, parts
+from graft import checkpoint, config, parts, rebuild
 from graft.errors import UserError
 from graft.options import Part
 from graft.probes import saliency
 from graft.scoring import score
-from small import run_main, tiny
+from small import ROOT, run_main, tiny
 from test_students import a_task, student
 
 VITS = [{}, {"distilled": True}, {"stem": "conv"}]
@@ -251,3 +252,10 @@ def test_mirror_images_are_averaged_only_where_training_mirrored(tmp_path):
     assert not eval_robustness.mirrors(tiny(tmp_path))
     assert eval_robustness.mirrors(tiny(tmp_path, "augment=[{name: flip}]"))
     assert not eval_robustness.mirrors(tiny(tmp_path, "augment=[{name: flip, p: 0.0}]"))
+
+
+def test_a_language_run_is_refused_where_images_are_looked_at():
+    language, images = (config.load([ROOT / f"configs/base/{name}.yaml"]) for name in ("gsm8k_qwen1b7", "digits_vit"))
+    with pytest.raises(UserError, match=r"x/seed0: a language run \(task gsm8k\); this script looks at images"):
+        rebuild.refuse_text(language, Path("x/seed0"))
+    rebuild.refuse_text(images, Path("x/seed0"))

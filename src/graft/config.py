@@ -339,7 +339,8 @@ def _check_text(config: Config, need: Callable[..., None]) -> None:
         need(known or not term.used, f"objective.{i}.name",
              f"{term.name} compares what a language model does not give; use ce and topk", "task.name")
     need(student["lora"] or student["dtype"] == "fp32", "student.dtype",
-         f"full fine-tuning needs fp32 master weights, got {student['dtype']}; train.precision: bf16 computes in bf16",
+         f"full fine-tuning needs fp32 master weights, got {student['dtype']}; set student.dtype=fp32 "
+         "(train.precision: bf16 computes in bf16)",
          "student.lora")
     need(not student["trust_remote_code"] or bool(COMMIT.match(student["revision"])), "student.revision",
          f"trust_remote_code needs a commit of 40 hex digits, got {student['revision']!r}",

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,6 +28,10 @@ def load(tokenizer: str, revision: str = "", layout: str = "auto") -> "Prompt":
 
     Raises UserError if there is no such tokenizer, or if the `layout` does not suit it.
     """
+    if tokenizer and Path(tokenizer).is_dir() and not list(Path(tokenizer).glob("tokenizer*")):
+        adapter = (Path(tokenizer) / "adapter_config.json").is_file()
+        raise UserError(f"task.tokenizer: {tokenizer}: " + (
+            "is an adapter, no model; name the model it belongs to" if adapter else "has no tokenizer.json"))
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer, revision=revision or None, trust_remote_code=False)
     except Exception as error:  # a damaged tokenizer.json raises nothing more special

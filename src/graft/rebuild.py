@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import checkpoint, parts
+from graft import checkpoint, parts, schema
+from graft.errors import UserError
 from graft.options import Config, Part
 from graft.tasks._task import Task
 
@@ -27,6 +28,18 @@ class Tasks:
             for split in self.built[key].splits.values():
                 split.to(self.device, cfg.train.workers)
         return self.built[key]
+
+
+def reads_text(cfg: Config) -> bool:
+    """Whether a run's task is of questions and answers."""
+    return bool(schema.part_constant("tasks", cfg.task.name, "TEXT"))
+
+
+def refuse_text(cfg: Config, run_dir: Path) -> None:
+    """Raise UserError for a language run where only images can be looked at."""
+    if reads_text(cfg):
+        raise UserError(f"{run_dir}: a language run (task {cfg.task.name}); this script looks at images; language "
+                        "models are scored by scripts/eval_checkpoints.py")
 
 
 def architecture(student: Part, task: Task) -> nn.Module:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from graft import checkpoint
+from graft import checkpoint, prompts
 from graft.errors import UserError
+from graft.tasks._text import TextTask
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
@@ -52,6 +53,20 @@ def load(key: str, model: str, revision: str, dtype: str, attention: str, random
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{key}: {model}: has no weights for {missing[0]} and {len(missing) - 1} more")
     return lm
+
+
+def refuse_other_tokenizer(key: str, task: TextTask, model: str, revision: str) -> None:
+    """Raise UserError if a model's own tokenizer is not the task's: its tokens would mean something else."""
+    if folder_of(model, key) != model:  # a run of this project: no tokenizer lies beside its weights
+        theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
+    else:
+        try:
+            theirs = prompts.load(model, revision).tokenizer_sha256
+        except UserError as error:
+            raise UserError(str(error).replace("task.tokenizer", key)) from None
+    if theirs != task.prompt.tokenizer_sha256:
+        raise UserError(f"{key}: {model} has another tokenizer than task.tokenizer "
+                        f"{task.prompt.tokenizer.name_or_path}; logits cannot be compared token by token")
 
 
 def identity(model: str, revision: str, key: str = "student.model") -> str:

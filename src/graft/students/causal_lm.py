@@ -36,10 +36,13 @@ def build(task: TextTask, *,
           ) -> "CausalLM":
     """The model behind `forward(tokens) -> Outputs`. LoRA: Hu et al. 2021 (arXiv:2106.09685).
 
-    Raises UserError for an unknown model, one with fewer embeddings than the tokenizer has tokens, and for
-    `targets` that it does not have.
+    Raises UserError for an unknown model, one with another tokenizer or fewer embeddings than it has tokens, and
+    for `targets` that it does not have.
     """
     lm = _language.load("student.model", model, revision, dtype, attention, random_weights, trust_remote_code)
+    has_own = _language.folder_of(model) != model or not Path(model).is_dir() or list(Path(model).glob("tokenizer*"))
+    if has_own and model != task.prompt.tokenizer.name_or_path:
+        _language.refuse_other_tokenizer("student.model", task, model, revision)
     rows = lm.get_input_embeddings().weight.shape[0]
     if rows < task.num_classes:
         raise UserError(f"task.tokenizer: has {task.num_classes} tokens, student.model {model} has {rows} embeddings")

@@ -42,8 +42,8 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
     draw = random.Random(context.seed + item.id)
     pool, itself = train.groups.get(item.group, []), [i] if split == "train" else []
     if len(pool) - len(itself) < context.shots:
-        raise UserError(f"shots: {context.shots} worked examples for item {item.id} of {task.name}, which has "
-                        f"{len(pool) - len(itself)} other training items of its kind")
+        raise UserError(f"teacher.shots, --shots: {context.shots} worked examples for item {item.id} of {task.name}, "
+                        f"which has {len(pool) - len(itself)} other training items of its kind")
     # One more than needed, so that the item itself can be left out wherever it turns up.
     picked = [j for j in draw.sample(pool, context.shots + len(itself)) if j not in itself][:context.shots]
     shots = [(train.items[j].question, train.items[j].answer) for j in picked]

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from graft.checkpoint import write_text
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK, on_device
+from graft.resume import leaves
 from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir
@@ -71,10 +72,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def refuse_other(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any], k: int) -> None:
     """Raise UserError naming the first thing in which a cache differs from what is wanted."""
-    for key, value in wanted.items():
-        if manifest["about"].get(key) != value:
-            raise UserError(f"teacher.path: {folder}: made with another {key} ({_short(manifest['about'].get(key))}, "
-                            f"wanted {_short(value)}); build another cache")
+    have, want = leaves(manifest["about"]), leaves(wanted)
+    for key, value in want.items():
+        if have.get(key) != value:
+            raise UserError(f"teacher.path: {folder}: made with another {key} ({_short(have.get(key))}, wanted "
+                            f"{_short(value)}); build another cache")
     if manifest["k"] < k:
         raise UserError(f"teacher.k: {k}, the cache {folder} holds the {manifest['k']} largest logits")
 

@@ -1,16 +1,13 @@
 """The language model itself, or another one, reading worked examples before the question that the student gets bare."""
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import nn
 
-from graft import prompts
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK
 from graft.students import _language
@@ -86,16 +83,7 @@ def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max
 
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
     """A model that is never trained. Raises UserError if its tokenizer is not the task's."""
-    if _language.folder_of(model, "teacher.model") == model:
-        try:
-            theirs = prompts.load(model, revision).tokenizer_sha256
-        except UserError as error:
-            raise UserError(str(error).replace("task.tokenizer", "teacher.model")) from None
-    else:  # a run of this project: no tokenizer lies beside its weights
-        theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
-    if theirs != task.prompt.tokenizer_sha256:
-        raise UserError(f"teacher.model: {model} has another tokenizer than task.tokenizer; logits cannot be compared "
-                        "token by token")
+    _language.refuse_other_tokenizer("teacher.model", task, model, revision)
     lm = _language.load("teacher.model", model, revision, dtype, "sdpa", False, False)
     head = _language.Head(lm)
     _language.check_head("teacher.model", lm, head)
