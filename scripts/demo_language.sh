@@ -3,7 +3,8 @@
 # it knows a rule once it has read some and can only guess without. Then it learns one rule from bare questions: from
 # labels, from itself with 8 worked examples, from that alone (kd_only), and from controls whose teacher reads no or
 # deranged examples, with labels and without. Then scores, a table with intervals, and figures.
-# Some nine minutes of CPU time on two cores, installation apart. Interrupt it at will: running it again goes on where it stopped.
+# Two CPU cores, about five minutes after installation where nothing else runs. Interrupt it at will: running it again
+# goes on where it stopped.
 STUDY=demo_language
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
