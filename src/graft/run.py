@@ -31,7 +31,7 @@ from graft.resume import leaves
 from graft.saving import Saver
 from graft.schema import to_steps
 from graft.selection import Selection
-from graft.sharding import shard, wanted
+from graft.sharding import leave_at_once, shard, wanted
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.update import Update
@@ -93,6 +93,8 @@ class Run:
         self.stop_signal.restore()
         if dist.is_initialized() and (error is None or isinstance(error, (Preempted, NonFinite))):
             dist.destroy_process_group()  # all ranks get here together; after other errors they do not
+            if self.sharded and error is None:
+                leave_at_once()
 
     def print(self, text: str) -> None:
         """Print on the main process."""
