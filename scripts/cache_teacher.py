@@ -12,6 +12,7 @@ processes. The folder is teacher.path, or found by content in $GRAFT_CACHE or ca
 import argparse
 from dataclasses import replace
 
+from graft.command_line import files_and_overrides
 from graft.config import load
 from graft.errors import UserError, exit_cleanly
 from graft.options import Config
@@ -20,16 +21,11 @@ from graft.options import Config
 def configuration() -> Config:
     """The run's configuration from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+                                     allow_abbrev=False, usage="%(prog)s --base_config FILE --config FILE... "
+                                     "[key=value ...]")
     parser.add_argument("--base_config", required=True)
     parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, the teacher's among them")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options, rest = parser.parse_known_args()
-    words = [*options.config, *options.overrides, *rest]
-    if unknown := [word for word in words if word.startswith("-")]:
-        raise UserError(f"command line: {unknown[0]}: unknown option; see --help")
-    cfg = load([options.base_config, *(word for word in options.config if "=" not in word)],
-               [word for word in words if "=" in word])
+    cfg = load(*files_and_overrides(*parser.parse_known_args()))
     if cfg.teacher.name != "context_lm":
         raise UserError(f"teacher.name: expected context_lm, got {cfg.teacher.name}")
     return cfg

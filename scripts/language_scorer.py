@@ -1,6 +1,7 @@
 """Scores of language models' checkpoints, for eval_checkpoints.py."""
 
 import argparse
+import functools
 import json
 import os
 from pathlib import Path
@@ -28,19 +29,20 @@ class Scorer:
         """The entries of `conditions.*.runs` for one run: its chosen step, on each split."""
         if self.options.weights == "average":
             raise UserError(f"--weights average: {run_dir} trained a language model; only its last weights are scored")
-        steps = answers.finished(run_dir)
+        steps = checkpoint.finished(run_dir)
         chosen, entries = steps[-1], []
         if self.options.choose == "best_val" and "val" not in self.options.splits:
             raise UserError("--choose best_val: needs --splits val")
+        one = functools.partial(self._one, self._engine(cfg, task), condition, run_dir, cfg, task)
         if "val" in self.options.splits and len(task.splits["val"]):
             wanted = steps if self.options.steps == "all" or self.options.choose == "best_val" else steps[-1:]
-            scored = [self._one(condition, run_dir, cfg, task, "val", step) for step in wanted]
+            scored = [one("val", step) for step in wanted]
             self.curve += scored
             chosen = answers.best(scored) if self.options.choose == "best_val" else chosen
             entries += [entry for entry in scored if entry["step"] == chosen]
         if "test" in self.options.splits:
             self._looked_before(run_dir, chosen)
-            entries.append(self._one(condition, run_dir, cfg, task, "test", chosen))
+            entries.append(one("test", chosen))
         return entries
 
     def _looked_before(self, run_dir: Path, chosen: int) -> None:
@@ -49,10 +51,10 @@ class Scorer:
         if others and others != [chosen] and self.accelerator.is_main_process:
             print(f"note: {run_dir}: test was scored before at step {', '.join(map(str, others))}, now at {chosen}")
 
-    def _one(self, condition: str, run_dir: Path, cfg: Config, task: TextTask, split: str, step: int) -> dict[str, Any]:
+    def _one(self, engine: Any, condition: str, run_dir: Path, cfg: Config, task: TextTask, split: str,
+             step: int) -> dict[str, Any]:
         folder, own = checkpoint.path_of(run_dir, step), task.splits[split]
         wanted = {"condition": condition, "seed": cfg.seed, "step": step, "split": split, **answers.weights_of(folder)}
-        engine = self._engine(cfg, task)
         if generation.is_adapter(folder):
             self._refuse_other_base(folder, engine.source.model)
         return answers.scored(run_dir / "eval" / f"{split}-{step}.json", wanted, engine, task, own.prompts,

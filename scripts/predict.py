@@ -40,7 +40,7 @@ def newest_run(root: Path = Path("experiments")) -> Path:
         if state["state"] != "done":
             continue
         cfg = config.load([status.parent / "config.yaml"])
-        if cfg.method != "ssl_teacher" and not rebuild.reads_text(cfg):
+        if cfg.method != "ssl_teacher" and not cfg.reads_text:
             finished.append((state["time"], status.parent))
     if not finished:
         raise UserError(f"--run: no finished run under {root}/; name a run's folder")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from graft import checkpoint, config
 from graft.journal import read
 from graft.options import Config
@@ -42,6 +44,15 @@ def weights(run_dir: Path, step: int | None = None) -> dict[str, bytes]:
     for index, state in optimizer["state"].items():
         flat |= {f"optim.{index}.{k}": v.numpy().tobytes() for k, v in state.items()}
     return flat
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Two runs ended with the same weights and optimizer state, but for rounding."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        a, b = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (ours[name], theirs[name]))
+        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5), f"{name}: {(a - b).abs().max()}"
 
 
 def command(script: str, output_dir: Path, *overrides: str, processes: int = 1) -> list[str]:

@@ -19,7 +19,7 @@ from graft.objective import Objective
 from graft.options import Term
 from graft.tasks._context import Context
 from graft.teachers import _topk_cache, context_lm
-from small import weights
+from small import assert_same_training, weights
 from small_lm import CPU, FAMILIES, batch, build, disturb, launch, lm, run_main, student, task, tiny
 
 FORK = multiprocessing.get_context("forkserver")
@@ -109,14 +109,6 @@ def test_objectives_that_do_not_fit_are_refused():
 
 
 # ---------------------------------------------------------------------------------------- division of a batch
-
-def assert_same_training(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        a, b = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (ours[name], theirs[name]))
-        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5), f"{name}: {(a - b).abs().max()}"
-
 
 def assert_same_log(one: list[dict], other: list[dict], rel: float) -> None:
     assert len(one) == len(other) > 3

@@ -9,7 +9,7 @@ import torch
 from graft import config, parts
 from graft.errors import NonFinite, UserError
 from graft.optim import lr_at
-from small import BASE, launch, run_main, tiny, weights
+from small import BASE, assert_same_training, launch, run_main, tiny, weights
 
 AUGMENT = "augment=[{name: flip}, {name: crop, padding: 1}, {name: cutmix, alpha: 1.0}]"
 
@@ -107,14 +107,6 @@ def divided(tmp_path: Path, teacher: Path, *extra: str) -> list[str]:
     """
     return [AUGMENT, *distill(teacher), "student.drop_path=0", "train.duration=4st", "optim.name=sgd", "optim.lr=0.1",
             *extra]
-
-
-def assert_same_training(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        a, b = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (ours[name], theirs[name]))
-        assert torch.allclose(a, b, rtol=1e-3, atol=2e-5), f"{name}: {(a - b).abs().max()}"
 
 
 def test_accumulation_does_not_change_the_training(tmp_path, teacher):

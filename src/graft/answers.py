@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from graft import checkpoint, keyed, results, stats
+from graft import checkpoint, keyed, results
 from graft.errors import UserError
 from graft.process import code_sha
 from graft.tasks._text import Ragged, TextTask
@@ -26,26 +26,14 @@ def items(size: int, limit: int) -> list[int]:
     return sorted(keyed.permutation(keyed.key("limit"), size)[:limit or size].tolist())
 
 
-def finished(run_dir: Path) -> list[int]:
-    """Steps of the checkpoints of a finished run, ascending. Raises UserError if it is not finished."""
-    have = checkpoint.steps(run_dir)
-    if not have:
-        raise UserError(f"{run_dir}: no checkpoint; expected {run_dir}/checkpoint-<step>")
-    info = json.loads((checkpoint.path_of(run_dir, have[-1]) / "trainer.json").read_text())
-    if not info["final"]:
-        raise UserError(f"{run_dir}: not finished, its newest checkpoint is step {info['step']} of "
-                        f"{info['total_steps']}; run the same command again to finish it")
-    return have
-
-
 def weights_of(folder: Path) -> dict[str, str]:
     """Which weights a checkpoint holds and their digest, as its manifest says."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        stem = next(stem for stem in checkpoint.STUDENT if f"{stem}.safetensors" in manifest)
-    except (OSError, ValueError, StopIteration):
+        file = checkpoint.student_file(manifest)
+        return {"weights": Path(file).stem, "checkpoint_sha256": manifest[file]["sha256"]}
+    except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}/manifest.json: missing or unreadable") from None
-    return {"weights": stem, "checkpoint_sha256": manifest[f"{stem}.safetensors"]["sha256"]}
 
 
 def prompts_sha256(prompts: Ragged) -> str:
@@ -142,10 +130,8 @@ def judge(task: TextTask, split: str, index: Sequence[int], texts: Sequence[dict
 def metrics(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Strict and flexible accuracy and the share of answers that ended by themselves, with counts and Wilson intervals;
     mean tokens generated."""
-    n, found = len(rows), {}
-    for name, column in {"accuracy": "correct", "accuracy_flexible": "correct_flexible", "ended": "ended"}.items():
-        count = int(rows[column].sum())
-        found[name] = {"value": count / n, "n_correct": count, "ci95": list(stats.wilson(count, n))}
+    columns = {"accuracy": "correct", "accuracy_flexible": "correct_flexible", "ended": "ended"}
+    found = {name: results.share(rows[column]) for name, column in columns.items()}
     found["ended"]["n_ended"] = found["ended"].pop("n_correct")
     return {**found, "tokens": {"value": float(rows["tokens"].mean())}}
 

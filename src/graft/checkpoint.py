@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,17 @@ def remove_temporaries(run_dir: Path) -> None:
         shutil.rmtree(leftover)
 
 
+def student_file(names: Container[str]) -> str:
+    """Which of a checkpoint's files holds the student's weights; where none does, the one that is missing."""
+    return next((f"{stem}.safetensors" for stem in STUDENT if f"{stem}.safetensors" in names),
+                f"{STUDENT[0]}.safetensors")
+
+
 def verify(path: Path) -> None:
     """Raise UserError naming the first file that is missing, cut short or changed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        weights = next((stem for stem in STUDENT if f"{stem}.safetensors" in manifest), STUDENT[0])
-        names = {f"{weights}.safetensors", "optim.pt", "trainer.json"} - set(manifest)
+        names = {student_file(manifest), "optim.pt", "trainer.json"} - set(manifest)
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path}/manifest.json: missing or unreadable") from None
     if names:
@@ -185,25 +191,47 @@ def load(path: Path, mapped: bool = False) -> tuple[dict[str, dict[str, Tensor]]
     return tensors, optimizer, json.loads((path / "trainer.json").read_text())
 
 
-def load_model(run_dir: Path, which: str = "auto", step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a run for scoring or teaching, and what is known about them.
+def finished(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints of a finished run, ascending. Raises UserError if it is not finished."""
+    have = _any_steps(run_dir)
+    _refuse_unfinished(run_dir, json.loads((path_of(run_dir, have[-1]) / "trainer.json").read_text()))
+    return have
 
-    `which`: `last` weights, their `average`, or `auto`, the average where there is one. `step` None means
-    the final checkpoint. The info is trainer.json plus `weights` and `sha256` of the weights' file.
-    Raises UserError if the run did not finish, or the checkpoint is damaged or has no average.
+
+def final(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint of a finished run, verified, and its trainer.json.
+
+    Raises UserError if the run did not finish, or the checkpoint is damaged.
     """
-    have = steps(run_dir)
-    if not have:
-        raise UserError(f"{run_dir}: no checkpoint; expected {run_dir}/checkpoint-<step>")
-    path = path_of(run_dir, have[-1] if step is None else step)
+    path = path_of(run_dir, _any_steps(run_dir)[-1])
     verify(path)
     info = json.loads((path / "trainer.json").read_text())
-    if step is None and not info["final"]:
+    _refuse_unfinished(run_dir, info)
+    return path, info
+
+
+def _any_steps(run_dir: Path) -> list[int]:
+    if not (have := steps(run_dir)):
+        raise UserError(f"{run_dir}: no checkpoint; expected {run_dir}/checkpoint-<step>")
+    return have
+
+
+def _refuse_unfinished(run_dir: Path, info: dict[str, Any]) -> None:
+    if not info["final"]:
         raise UserError(f"{run_dir}: not finished, its newest checkpoint is step {info['step']} of "
                         f"{info['total_steps']}; run the same command again to finish it")
+
+
+def load_model(run_dir: Path, which: str = "auto") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of a finished run for scoring or teaching, and what is known about them.
+
+    `which`: `last` weights, their `average`, or `auto`, the average where there is one. The info is
+    trainer.json plus `weights` and `sha256` of the weights' file. Raises UserError as `final` does, and if
+    there is no average.
+    """
+    path, info = final(run_dir)
     averaged = path / "average.safetensors"
     if which == "average" and not averaged.exists():
         raise UserError(f"{path}: has no averaged weights; train.average was none")
-    own = next(path / f"{stem}.safetensors" for stem in STUDENT if (path / f"{stem}.safetensors").exists())
-    file = averaged if which != "last" and averaged.exists() else own
+    file = averaged if which != "last" and averaged.exists() else path / student_file(os.listdir(path))
     return load_file(file), {**info, "weights": file.stem, "sha256": sha256(file)}

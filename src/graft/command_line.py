@@ -34,12 +34,8 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
         print(f"{doc.strip()}\n\n{parser.format_help()}\n{describe_keys()}")
         sys.exit(0)
     options, rest = parser.parse_known_args(argv)
-    # argparse gives `--config a.yaml optim.lr=1` both words; a config file has no '=' in its name.
-    rest += [word for word in options.config if "=" in word]
-    files = [options.base_config, *(word for word in options.config if "=" not in word)]
     try:
-        if unknown := [word for word in rest if word.startswith("-")]:
-            raise UserError(f"{COMMAND_LINE}: {unknown[0]}: unknown option; see --help")
+        files, rest = files_and_overrides(options, rest)
         scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
                    if getattr(options, key) is not None}
         config, origin = merge(files, rest, scalars)
@@ -53,6 +49,18 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
         print(_with_origins(config, origin))
         sys.exit(0)
     return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run)
+
+
+def files_and_overrides(options: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
+    """The configuration files, and the words of `rest` and --config that are overrides.
+
+    Raises UserError for an option that the parser did not know.
+    """
+    # argparse gives `--config a.yaml optim.lr=1` both words; a config file has no '=' in its name.
+    overrides = rest + [word for word in options.config if "=" in word]
+    if unknown := [word for word in overrides if word.startswith("-")]:
+        raise UserError(f"{COMMAND_LINE}: {unknown[0]}: unknown option; see --help")
+    return [options.base_config, *(word for word in options.config if "=" not in word)], overrides
 
 
 def _with_origins(config: Config, origin: dict[str, str]) -> str:

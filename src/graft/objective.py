@@ -155,19 +155,27 @@ class Objective(nn.Module):
             return self._by_piece(student, teacher, targets, weights, window)
         known = {"logits": student.logits, "distill_logits": student.distill_logits, "targets": targets,
                  "teacher_logits": teacher.logits if teacher is not None else None}
+
+        def layers(built: _Built) -> list[dict[str, Any]]:
+            return [known | self._tokens(built, layer, student, teacher, visible)
+                    for layer in range(len(built.pairs))] or [known]
+
+        return self._sum(weights, layers, student.logits, window, micro_share)
+
+    def _sum(self, weights: list[float], layers: Callable[[_Built], list[dict[str, Any]]], states: Tensor,
+             window: float, micro_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms and each of them; `layers(term)` are the tensors by name of each its layers."""
         total, values = None, {}
         for built, weight in zip(self.terms, weights):
             if weight == 0:
                 continue
-            layers = [known | self._tokens(built, layer, student, teacher, visible)
-                      for layer in range(len(built.pairs))] or [known]
             loss = parts.get("losses", built.term.name)
-            each = [loss(*(layer[name] for name in built.tensors), **built.term.args) for layer in layers]
+            each = [loss(*(layer[name] for name in built.tensors), **built.term.args) for layer in layers(built)]
             value = sum(x.sum() / window if x.ndim else x * micro_share for x in each) / len(each)
             values[built.name] = value.detach()
             total = weight * value if total is None else total + weight * value
         if total is None:  # every term waits for its warm-up; the step still needs a graph
-            total = 0.0 * student.logits.float().sum()
+            total = 0.0 * states.float().sum()
         return total, values
 
     def _by_piece(self, student: Outputs, teacher: Outputs | None, targets: Tensor, weights: list[float],
@@ -197,17 +205,11 @@ class Objective(nn.Module):
                targets: Tensor, weights: list[float], window: float) -> tuple[Tensor, dict[str, Tensor]]:
         logits = {name: head(states[name])
                   for name in {built.position for built, weight in zip(self.terms, weights) if weight}}
-        # Every term may wait for its warm-up; the step still needs a graph.
-        total, values = 0.0 * states["rows"].float().sum(), {}
-        for built, weight in zip(self.terms, weights):
-            if weight == 0:
-                continue
-            known = {"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}
-            loss = parts.get("losses", built.term.name)
-            value = loss(*(known[name] for name in built.tensors), **built.term.args).sum() / window
-            values[built.name] = value.detach()
-            total = total + weight * value
-        return total, values
+
+        def layers(built: _Built) -> list[dict[str, Any]]:
+            return [{"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}]
+
+        return self._sum(weights, layers, states["rows"], window, micro_share=1.0)  # every term is per position
 
     def _tokens(self, built: _Built, layer: int, student: Outputs, teacher: Outputs,
                 visible: Tensor | None) -> dict[str, Any]:

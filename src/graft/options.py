@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from graft.schema import Field
+from graft.schema import Field, part_constant
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,11 @@ class Config:
     def run_dir(self) -> Path:
         """Where this run lives: `<output_dir>/seed<k>`."""
         return Path(self.output_dir) / f"seed{self.seed}"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the task is of questions and answers, and so student and teacher are language models."""
+        return bool(part_constant("tasks", self.task.name, "TEXT"))
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: everything but where files lie and how it was started."""

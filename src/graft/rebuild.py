@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import checkpoint, parts, schema
+from graft import checkpoint, parts
 from graft.errors import UserError
 from graft.options import Config, Part
 from graft.tasks._task import Task
@@ -30,14 +30,9 @@ class Tasks:
         return self.built[key]
 
 
-def reads_text(cfg: Config) -> bool:
-    """Whether a run's task is of questions and answers."""
-    return bool(schema.part_constant("tasks", cfg.task.name, "TEXT"))
-
-
 def refuse_text(cfg: Config, run_dir: Path) -> None:
     """Raise UserError for a language run where only images can be looked at."""
-    if reads_text(cfg):
+    if cfg.reads_text:
         raise UserError(f"{run_dir}: a language run (task {cfg.task.name}); this script looks at images; language "
                         "models are scored by scripts/eval_checkpoints.py")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from graft import stats
+from graft.checkpoint import write_text
 from graft.comparisons import GAP, Rows, differences, gaps_closed
 from graft.errors import UserError
 
@@ -64,9 +65,7 @@ def write_json(path: str | Path, value: Any) -> None:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -161,15 +160,17 @@ def example_rows(path: str | Path) -> pd.DataFrame:
     return frame.sort_values("index", ignore_index=True)
 
 
+def share(hits: np.ndarray | pd.Series) -> dict[str, Any]:
+    """The share of `hits` (N,) bool that are true, with count and Wilson interval."""
+    count, n = int(hits.sum()), len(hits)
+    return {"value": count / n, "n_correct": count, "ci95": list(stats.wilson(count, n))}
+
+
 def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
     """The metrics of one run from its rows: accuracy and top-k with count and Wilson interval, mean nll in nats."""
-    n = len(rows["label"])
     hits = {"accuracy": rows["label"] == rows["prediction"]}
     hits |= {f"top{k}": rows["label_rank"] < k for k in topk if k > 1}
-    counts = {name: int(hit.sum()) for name, hit in hits.items()}
-    shares = {name: {"value": count / n, "n_correct": count, "ci95": list(stats.wilson(count, n))}
-              for name, count in counts.items()}
-    return {**shares, "nll": {"value": float(rows["nll"].mean())}}
+    return {**{name: share(hit) for name, hit in hits.items()}, "nll": {"value": float(rows["nll"].mean())}}
 
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,

@@ -18,7 +18,7 @@ from accelerate import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft import keyed, schema
+from graft import keyed
 from graft.batches import micro_batches, plan
 from graft.errors import NonFinite, Preempted
 from graft.journal import Journal
@@ -55,9 +55,8 @@ class Run:
         precision_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # Precision belongs to the experiment, so the config decides; autocast() applies it. An image student may have
         # a head that no loss uses; a language model has none, and is spared the search at every step.
-        text = bool(schema.part_constant("students", config.student.name, "TEXT"))
         self.accelerator = accelerator(kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=not text, gradient_as_bucket_view=True)])
+            DistributedDataParallelKwargs(find_unused_parameters=not config.reads_text, gradient_as_bucket_view=True)])
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0

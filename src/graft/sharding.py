@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from graft import schema
 from graft.errors import UserError
 from graft.learner import Learner
 from graft.options import Config
@@ -36,7 +35,7 @@ def wanted(config: Config, world: int) -> bool:
             raise UserError(f"accelerate fsdp_config: {name.lower()} must be {value}, got {found or 'nothing'}")
     if world < 2:
         raise UserError("accelerate fsdp_config: one process has nothing to share; use configs/accelerate/1gpu.yaml")
-    if not schema.part_constant("students", config.student.name, "TEXT"):
+    if not config.reads_text:
         raise UserError(f"student.name: {config.student.name} cannot be sharded, only language models can; use "
                         "configs/accelerate/2gpu.yaml")
     if config.train.compile != "none":

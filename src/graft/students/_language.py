@@ -26,8 +26,7 @@ def folder_of(model: str, key: str = "student.model") -> str:
     """
     folder = Path(model)
     if (folder / "config.yaml").is_file():
-        _, info = checkpoint.load_model(folder, "last")
-        folder = checkpoint.path_of(folder, info["step"])
+        folder, _ = checkpoint.final(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load its base and put the adapter inside
         raise UserError(f"{key}: {model}: is an adapter; name a model, or a run of full fine-tuning")
     return model if folder == Path(model) else str(folder)

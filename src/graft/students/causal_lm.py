@@ -39,8 +39,9 @@ def build(task: TextTask, *,
     Raises UserError for an unknown model, one with another tokenizer or fewer embeddings than it has tokens, and
     for `targets` that it does not have.
     """
-    lm = _language.load("student.model", model, revision, dtype, attention, random_weights, trust_remote_code)
-    has_own = _language.folder_of(model) != model or not Path(model).is_dir() or list(Path(model).glob("tokenizer*"))
+    where = _language.folder_of(model)
+    lm = _language.load("student.model", where, revision, dtype, attention, random_weights, trust_remote_code)
+    has_own = where != model or not Path(model).is_dir() or list(Path(model).glob("tokenizer*"))
     if has_own and model != task.prompt.tokenizer.name_or_path:
         _language.refuse_other_tokenizer("student.model", task, model, revision)
     rows = lm.get_input_embeddings().weight.shape[0]
@@ -48,7 +49,7 @@ def build(task: TextTask, *,
         raise UserError(f"task.tokenizer: has {task.num_classes} tokens, student.model {model} has {rows} embeddings")
     head = _language.Head(lm)
     _language.check_head("student.model", lm, head)
-    base = f"{'random' if random_weights else _language.identity(model, revision)} in {dtype}"
+    base = f"{'random' if random_weights else _language.identity(where, revision)} in {dtype}"
     if checkpointing:
         # In this order, or the first layers get no gradient: checkpointing, inputs that require one, then adapters.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the name that transformers 5.0 has

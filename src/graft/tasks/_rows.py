@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graft import prompts
 from graft.errors import UserError
 from graft.tasks._sources import data_root, from_hub
-from graft.tasks._text import Item
+from graft.tasks._text import Item, TextTask, text_task
 
 Row = dict[str, Any]
 
@@ -45,6 +46,15 @@ def load(published: Published, source: str, root: str, revision: str,
         if len(items[split]) != expected:
             notes.append(f"{split} {len(items[split]):,} of {expected:,} rows")
     return items, f"{published.name} ({', '.join(notes)})"
+
+
+def task(published: Published, read: Callable[[Row], tuple[str, str, str]], extract: Callable[[str], tuple[str, str]],
+         stop: str, *, source: str, root: str, revision: str, tokenizer: str, tokenizer_revision: str, layout: str,
+         **split: Any) -> TextTask:
+    """The task of a published data set; `stop` is the text that ends an answer, `split` as in `text_task`."""
+    items, data_id = load(published, source, root, revision, read)
+    return text_task(published.name, data_id, items["train"], items["test"],
+                     prompts.load(tokenizer, tokenizer_revision, layout), extract=extract, stop=(stop,), **split)
 
 
 def _files(published: Published, folder: Path, stem: str) -> list[Path]:

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-from graft import prompts
 from graft.tasks import _rows
 from graft.tasks._answers import letter
-from graft.tasks._text import TextTask, text_task
+from graft.tasks._text import TextTask
 
 TEXT = True
 LETTERS = ["A", "B", "C", "D", "E"]
@@ -26,11 +25,9 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           split_seed: Annotated[int, ">= 0", "which items those are"] = 0,
           subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0) -> TextTask:
     """CommonsenseQA with its validation split as test, whose own answers are not published."""
-    items, data_id = _rows.load(PUBLISHED, source, root, revision, _read)
-    return text_task("commonsenseqa", data_id, items["train"], items["test"],
-                     prompts.load(tokenizer, tokenizer_revision, layout), val_fraction=val_fraction,
-                     split_seed=split_seed, subset=subset, max_length=max_length, extract=letter,
-                     stop=("\n\nQuestion:",))
+    return _rows.task(PUBLISHED, _read, letter, "\n\nQuestion:", source=source, root=root, revision=revision,
+                      tokenizer=tokenizer, tokenizer_revision=tokenizer_revision, layout=layout, max_length=max_length,
+                      val_fraction=val_fraction, split_seed=split_seed, subset=subset)
 
 
 def _read(row: _rows.Row) -> tuple[str, str, str]:

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-from graft import prompts
 from graft.tasks import _rows
 from graft.tasks._answers import boxed
-from graft.tasks._text import TextTask, text_task
+from graft.tasks._text import TextTask
 
 TEXT = True
 PUBLISHED = _rows.Published("math", "DigitalLearningGmbH/MATH-lighteval", "data",
@@ -25,11 +24,9 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           split_seed: Annotated[int, ">= 0", "which items those are"] = 0,
           subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0) -> TextTask:
     """MATH with its official test split; the answer is the solution as published, with the result in a box."""
-    items, data_id = _rows.load(PUBLISHED, source, root, revision, _read)
-    return text_task("math", data_id, items["train"], items["test"],
-                     prompts.load(tokenizer, tokenizer_revision, layout), val_fraction=val_fraction,
-                     split_seed=split_seed, subset=subset, max_length=max_length, extract=boxed,
-                     stop=("\n\nProblem:",))
+    return _rows.task(PUBLISHED, _read, boxed, "\n\nProblem:", source=source, root=root, revision=revision,
+                      tokenizer=tokenizer, tokenizer_revision=tokenizer_revision, layout=layout, max_length=max_length,
+                      val_fraction=val_fraction, split_seed=split_seed, subset=subset)
 
 
 def _read(row: _rows.Row) -> tuple[str, str, str]:

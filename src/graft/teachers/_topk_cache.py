@@ -144,7 +144,7 @@ class CachedTeacher(nn.Module):
 
     def __init__(self, folder: Path, wanted: dict[str, Any], k: int, task: TextTask):
         super().__init__()
-        self.folder, self.k = folder, k
+        self.k = k
         self.manifest = read_manifest(folder)
         refuse_other(folder, self.manifest, wanted, k)
         done = _load(folder / "done.npy", "r")

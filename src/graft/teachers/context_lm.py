@@ -84,10 +84,11 @@ def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
     """A model that is never trained. Raises UserError if its tokenizer is not the task's."""
     _language.refuse_other_tokenizer("teacher.model", task, model, revision)
-    lm = _language.load("teacher.model", model, revision, dtype, "sdpa", False, False)
+    where = _language.folder_of(model, "teacher.model")
+    lm = _language.load("teacher.model", where, revision, dtype, "sdpa", False, False)
     head = _language.Head(lm)
     _language.check_head("teacher.model", lm, head)
-    base = f"{_language.identity(model, revision, 'teacher.model')} in {dtype}"
+    base = f"{_language.identity(where, revision, 'teacher.model')} in {dtype}"
     return freeze(CausalLM(lm, head, False, base, model, revision, task.num_classes))
 
 
