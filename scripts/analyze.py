@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import config, keyed, parts, rebuild, results
+from graft import config, keyed
+from graft.config import parts
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
+from graft.evaluation import rebuild
 from graft.probes import _images, attention, similarity
-from graft.process import code_sha
+from graft.reporting import results
+from graft.runtime.process import code_sha
 
 SCHEMA_VERSION = 1
 METRICS = ("attention", "cka", "hessian")

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from analyze import SCHEMA_VERSION, Runs, add_options, compare, describe, entry, look, make_runs
 from eval_checkpoints import runs_of
-from graft import results, stats
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
 from graft.probes import attention, hypotheses
-from graft.process import code_sha
+from graft.reporting import results, stats
+from graft.runtime.process import code_sha
 
 SUMMARISED = ("avg_attention_distance", "avg_relative_distance", "avg_distance_without_self", "avg_entropy",
               "avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_dispersion",

@@ -63,16 +63,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from graft import config, parts, prompts
-from graft.learner import Learner
-from graft.objective import Objective
-from graft.optim import build_optimizer
-from graft.options import Config
+from graft import config
+from graft.config import parts
+from graft.config.options import Config
 from graft.students._language import DTYPES
 from graft.students.causal_lm import CausalLM
+from graft.tasks import _prompts
 from graft.tasks._context import Context, encode
 from graft.tasks._text import Item, Ragged, TextTask, text_task
 from graft.teachers import _topk_cache, context_lm
+from graft.training.learner import Learner
+from graft.training.objective import Objective
+from graft.training.optim import build_optimizer
 from make_tiny_lm import make
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +102,7 @@ def make_task(options: Options, model: Path) -> TextTask:
     sizes = zip(*(lengths(count, options.length * mean, spread, draw) for mean, spread in (QUESTION, ANSWER)))
     letters = lambda size: "".join(draw.choices(string.ascii_lowercase + " ", k=max(1, size)))  # noqa: E731
     items = [Item(i, letters(question), letters(answer), "") for i, (question, answer) in enumerate(sizes)]
-    return text_task("letters", "letters", items, items[:1], prompts.load(str(model)), val_fraction=0.0, split_seed=0,
+    return text_task("letters", "letters", items, items[:1], _prompts.load(str(model)), val_fraction=0.0, split_seed=0,
                      subset=0, max_length=4096, extract=lambda text: ("", ""))
 
 

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graft import parts
-from graft.options import Part
+from graft.config import parts
+from graft.config.options import Part
 from graft.probes import attention, curvature, similarity
 from graft.tasks._task import ResidentSplit, Task
 

@@ -31,9 +31,10 @@ import torch
 import torchvision.transforms as tv
 from PIL import Image
 
-from graft import config, parts
+from graft import config
 from graft.augment import Augment
-from graft.journal import read
+from graft.config import parts
+from graft.training.journal import read
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "configs/base/cifar10_deit.yaml"

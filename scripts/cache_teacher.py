@@ -12,10 +12,10 @@ processes. The folder is teacher.path, or found by content in $GRAFT_CACHE or ca
 import argparse
 from dataclasses import replace
 
-from graft.command_line import files_and_overrides
 from graft.config import load
+from graft.config.command_line import files_and_overrides
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
 
 
 def configuration() -> Config:
@@ -36,8 +36,8 @@ def main() -> None:
     cfg = configuration()  # before torch is imported
     import torch
 
-    from graft import parts
-    from graft.process import accelerator
+    from graft.config import parts
+    from graft.runtime.process import accelerator
     from graft.teachers import _topk_cache, context_lm
 
     args = cfg.teacher.args

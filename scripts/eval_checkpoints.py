@@ -19,11 +19,13 @@ from typing import Any
 from tqdm import tqdm
 
 import language_scorer
-from graft import config, rebuild, results, tables
+from graft import config
 from graft.errors import UserError, exit_cleanly
-from graft.generation import ENGINES
-from graft.process import accelerator, code_sha
-from graft.scoring import score
+from graft.evaluation import rebuild
+from graft.evaluation.generation import ENGINES
+from graft.evaluation.scoring import score
+from graft.reporting import results, tables
+from graft.runtime.process import accelerator, code_sha
 from graft.tasks._text import TextTask
 
 SPLITS = ("val", "test")

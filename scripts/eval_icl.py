@@ -16,10 +16,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from graft import answers, config, generation, parts, results, schema, tables
+from graft import config
+from graft.config import parts, schema
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
-from graft.process import accelerator, code_sha
+from graft.evaluation import answers, generation
+from graft.reporting import results, tables
+from graft.runtime.process import accelerator, code_sha
 from graft.students import _language
 from graft.tasks._context import Context, encode
 from graft.tasks._text import TextTask

@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eval_checkpoints import runs_of
-from graft import config, parts, rebuild, results, stats
+from graft import config
+from graft.config import parts
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
+from graft.evaluation import rebuild
+from graft.evaluation.scoring import score
 from graft.probes import classification
 from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
-from graft.process import code_sha
-from graft.scoring import score
+from graft.reporting import results, stats
+from graft.runtime.process import code_sha
 from graft.tasks._task import Split, Task
 
 SUMMARISED = ("accuracy", "nll", "brier", "ece")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from graft import figures, results, stats
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results, stats
 
 REFERENCES = dict(zip(results.GAP, ({"color": "0.35", "linestyle": ":"}, {"color": "0.35", "linestyle": (0, (5, 2))})))
 

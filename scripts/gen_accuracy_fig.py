@@ -5,8 +5,8 @@
 
 import pandas as pd
 
-from graft import figures, results, tables
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results, tables
 
 
 def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> figures.Figure:

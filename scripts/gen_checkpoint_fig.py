@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from gen_ablation_fig import REFERENCES, estimate, estimates, limits, name_missing, note, reference_lines
-from graft import figures, results
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results
 
 BASELINE = {"color": "0.55", "linestyle": "-", "linewidth": 0.9}
 

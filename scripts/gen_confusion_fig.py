@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from graft import figures, results
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results
 
 ANNOTATED = 12  # classes up to which the numbers are written into the cells
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from graft import figures, journal
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures
+from graft.training import journal
 
 BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 
 
 def measured(content: dict[str, Any], asked: list[str] | None, where: str, allow_missing: bool) -> list[str]:

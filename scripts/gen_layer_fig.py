@@ -6,8 +6,8 @@
 import pandas as pd
 
 from gen_locality_fig import column, groups, legend, lines, over_seeds
-from graft import figures, results
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results
 
 
 def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:

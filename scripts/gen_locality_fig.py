@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 
 INIT = "(random init)"
 GREY = {"color": "0.45", "linestyle": (0, (4, 1.5)), "marker": ""}

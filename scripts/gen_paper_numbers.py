@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gen_teacher_fig import gains
-from graft import results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import results
 
 SPLIT = "test"
 FORENSICS = {  # column: (key of the summary, its reference under uniform attention, decimals)

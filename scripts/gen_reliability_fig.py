@@ -7,8 +7,8 @@ import math
 
 import pandas as pd
 
-from graft import figures, results
 from graft.errors import exit_cleanly
+from graft.reporting import figures, results
 
 FEW = 10  # predictions below which a bin's accuracy says little: a hollow marker off the line
 

@@ -6,8 +6,8 @@
 import numpy as np
 import pandas as pd
 
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 
 POINTS = 101
 

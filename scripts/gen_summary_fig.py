@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from gen_ablation_fig import estimates, limits, note, point
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 
 CONDITIONS = [*results.GAP, "baseline", "distill", "kd_only"]
 

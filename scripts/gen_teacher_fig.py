@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 
 
 def teacher_of(condition: dict[str, Any]) -> str:

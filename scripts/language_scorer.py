@@ -9,9 +9,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from graft import answers, checkpoint, generation, results
+from graft.config.options import Config
 from graft.errors import UserError
-from graft.options import Config
+from graft.evaluation import answers, generation
+from graft.reporting import results
+from graft.runtime import checkpoint
 from graft.students import _language
 from graft.tasks._text import TextTask
 

@@ -20,11 +20,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from eval_robustness import build_student, mirrors
-from graft import config, figures, parts, rebuild
+from graft import config
 from graft.augment import to_float
+from graft.config import parts
 from graft.errors import UserError, exit_cleanly
+from graft.evaluation import rebuild
 from graft.probes.corruptions import AveragedViews
 from graft.probes.saliency import feature_maps, grad_cam
+from graft.reporting import figures
 from graft.tasks._images import open_image
 from graft.tasks._task import Task
 from graft.tasks.imagefolder import SUFFIXES

@@ -11,8 +11,8 @@ study's name) of a file, so that no number in it is typed.
 import argparse
 from pathlib import Path
 
-from graft import results, tables
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import results, tables
 
 NOTES = """
 Accuracy: mean and 95% t-interval over seeds, none with one seed. Difference to `{baseline}`: 95% interval for new

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from graft import checkpoint, config
-from graft.journal import read
-from graft.options import Config
+from graft import config
+from graft.config.options import Config
+from graft.runtime import checkpoint
+from graft.training.journal import read
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "configs/base/digits_vit.yaml"

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from graft import config
-from graft.journal import read
-from graft.options import Config
+from graft.config.options import Config
 from graft.students.causal_lm import CausalLM
 from graft.tasks import gsm8k
 from graft.tasks._text import TextTask
+from graft.training.journal import read
 from make_tiny_lm import make
 from small import ROOT, environment
 

@@ -12,10 +12,13 @@ from scipy.stats import t
 import analyze
 import analyze_locality
 import eval_checkpoints
-from graft import checkpoint, config, keyed, parts, stats
+from graft import config, keyed
+from graft.config import parts
 from graft.errors import UserError
 from graft.probes import attention, hypotheses, similarity
-from graft.run import Run
+from graft.reporting import stats
+from graft.runtime import checkpoint
+from graft.training.run import Run
 from small import run_main, tiny
 
 

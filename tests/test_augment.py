@@ -7,11 +7,11 @@ from scipy import stats
 
 from graft.augment import Augment, cutmix, cutout, mix, mixup, random_erasing, to_float
 from graft.augment._boxes import proposals
+from graft.config.options import Part
+from graft.config.schema import check, part_fields, part_names, part_tensors
 from graft.errors import UserError
 from graft.keyed import Draw
-from graft.options import Part
 from graft.outputs import View
-from graft.schema import check, part_fields, part_names, part_tensors
 
 NAMES = part_names("augment")
 MIXING = [name for name in NAMES if "num_classes" in part_tensors("augment", name)]

@@ -9,8 +9,8 @@ from graft.augment import Augment, affine, crop, flip, resized_crop, rotation
 from graft.augment._boxes import proposals
 from graft.augment._ops import GEOMETRIC, apply_ops
 from graft.augment._warp import inverse_affine, move_tokens, warp
+from graft.config.options import Part
 from graft.keyed import Draw
-from graft.options import Part
 from graft.outputs import View
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 20, 28)]

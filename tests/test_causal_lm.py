@@ -13,12 +13,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CohereForCausalLM, GraniteForCausalLM, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from graft import checkpoint, config, rebuild
+from graft import config
+from graft.config.options import Term
 from graft.errors import UserError
-from graft.objective import Objective
-from graft.options import Term
-from graft.scoring import score_answers
+from graft.evaluation import rebuild
+from graft.evaluation.scoring import score_answers
+from graft.runtime import checkpoint
 from graft.students import _language
+from graft.training.objective import Objective
 from small import BASE
 from small_lm import FAMILIES, batch, disturb, lm, run_main, student, task, tiny
 
@@ -340,7 +342,7 @@ def test_the_seed_decides_the_adapters_and_random_weights():
 
 @pytest.mark.parametrize("at_once", [1 << 26, 4000])
 def test_validation_is_over_answer_tokens_and_does_not_depend_on_batches(monkeypatch, at_once):
-    from graft import scoring
+    from graft.evaluation import scoring
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
     about = task()
     split = about.splits["val"]

@@ -12,9 +12,9 @@ import gen_confusion_fig
 import gen_reliability_fig
 import gen_roc_fig
 import gen_teacher_fig
-from graft import figures, results
 from graft.errors import UserError
 from graft.probes import classification
+from graft.reporting import figures, results
 from test_results import DATA, make_run, scored
 
 CLASSES = ["cat", "dog", "eel", "fox"]

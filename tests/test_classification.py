@@ -13,9 +13,9 @@ from sklearn import metrics
 from torch import nn
 
 from graft.errors import UserError
+from graft.evaluation.scoring import score
 from graft.outputs import Outputs
 from graft.probes import classification, corruptions
-from graft.scoring import score
 from graft.tasks._task import ResidentSplit
 
 # four examples of three classes: right at 0.9 and 0.6, wrong at 0.5 and 0.8

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from graft import config, options, schema
+from graft import config
+from graft.config import options, schema
 from graft.errors import UserError, exit_cleanly
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from graft import parts
+from graft.config import parts
+from graft.config.options import Part, Term
 from graft.errors import UserError
 from graft.losses import topk
-from graft.options import Part, Term
 from graft.outputs import TopK
 from graft.tasks._context import Context, encode
 from graft.teachers import _topk, _topk_cache, context_lm
@@ -420,7 +420,7 @@ def test_a_cache_that_is_missing_too_small_or_lacks_a_position_is_refused(about,
     assert "no cache of teacher logits" in one_line(cached, about, tmp_path / "bad")
     make_cache(tmp_path / "c", about, positions=("rows",))
     teacher = cached(about, tmp_path / "c")
-    from graft.objective import Objective
+    from graft.training.objective import Objective
     args = {"form": "kl", "tau": 1.0, "tail": "bucket", "position": "published"}
     message = one_line(Objective, (Term("topk", args),), student(about), teacher, seed=0)
     assert "no logits for position published" in message

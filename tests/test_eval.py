@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import eval_checkpoints
-from graft import parts, results
+from graft.config import parts
 from graft.errors import UserError
-from graft.scoring import score
+from graft.evaluation.scoring import score
+from graft.reporting import results
 from small import ROOT, environment, run_main, tiny
 
 
@@ -41,7 +42,7 @@ def test_results_are_complete_and_true(study, monkeypatch, capsys):
     # an oracle that shares no code with the scorer: the student on the test images, one by one
     cfg = tiny(study / "baseline")
     task = parts.build("tasks", cfg.task)
-    from graft import checkpoint
+    from graft.runtime import checkpoint
     student = parts.build("students", cfg.student, task).eval()
     student.load_state_dict(checkpoint.load_model(study / "baseline/seed0")[0])
     split = task.splits["test"]
@@ -111,7 +112,7 @@ def test_another_recipe_is_called_one(study, monkeypatch, capsys, tmp_path):
 
 
 def test_an_unfinished_run_is_not_scored(study, monkeypatch):
-    from graft import checkpoint
+    from graft.runtime import checkpoint
     cfg = tiny(study / "unfinished", "train.duration=10st")
     run_main(cfg)
     path = checkpoint.path_of(cfg.run_dir, 10)

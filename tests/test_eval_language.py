@@ -17,10 +17,14 @@ from omegaconf import OmegaConf
 import eval_checkpoints
 import eval_icl
 import language_scorer
-from graft import answers, checkpoint, config, generation, parts, results, stats, tables
+from graft import config
+from graft.config import parts
 from graft.errors import UserError
-from graft.generation import Generated
-from graft.process import accelerator
+from graft.evaluation import answers, generation
+from graft.evaluation.generation import Generated
+from graft.reporting import results, stats, tables
+from graft.runtime import checkpoint
+from graft.runtime.process import accelerator
 from graft.tasks._context import encode
 from make_tiny_lm import make
 from small import ROOT, environment

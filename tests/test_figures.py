@@ -9,8 +9,8 @@ from PIL import Image
 
 import gen_accuracy_fig
 import gen_curves_fig
-from graft import figures, results
 from graft.errors import UserError, exit_cleanly
+from graft.reporting import figures, results
 from test_results import DATA, make_run, scored
 
 ACCURACY = {"baseline": [0.6, 0.62, 0.58], "distill": [0.7, 0.75, 0.8], "one": [0.5]}

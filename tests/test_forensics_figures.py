@@ -13,8 +13,8 @@ import gen_forensics_fig
 import gen_hessian_fig
 import gen_layer_fig
 import gen_locality_fig
-from graft import figures, results
 from graft.errors import UserError
+from graft.reporting import figures, results
 from test_figures import call
 
 SCRIPTS = {gen_locality_fig: ("locality_spectrum", figures.COLUMN),

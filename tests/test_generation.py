@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft import _vllm, generation, prompts
 from graft.errors import UserError
-from graft.generation import Generated, Source, Stop, Transformers
+from graft.evaluation import _vllm, generation
+from graft.evaluation.generation import Generated, Source, Stop, Transformers
 from graft.students import _language
+from graft.tasks import _prompts
 from make_tiny_lm import make
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def folders(tmp_path_factory):
     return found
 
 
-def asked(prompt: prompts.Prompt) -> list[list[int]]:
+def asked(prompt: _prompts.Prompt) -> list[list[int]]:
     """Prompts of very different lengths, so that padding would show."""
     shots = [("What is 2 + 2?", "It is 4.")]
     return prompt.prompt_ids([((), "a"), ((), "How much is 17 apples?"), (shots, "And 3?"), (shots * 2, "b"),
@@ -45,7 +46,7 @@ def asked(prompt: prompts.Prompt) -> list[list[int]]:
 
 
 def source(folder: Path, **changes) -> Source:
-    prompt = prompts.load(str(folder))
+    prompt = _prompts.load(str(folder))
     stop = Stop(tuple(prompt.end), (), 24)
     return replace(Source(str(folder), "", "fp32", "sdpa", False, prompt, stop, LONGEST), **changes)
 
@@ -71,7 +72,7 @@ def expected(folders):
     found = {}
     for family, folder in folders.items():
         lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        found[family] = [by_hand(lm, ids, 24) for ids in asked(prompts.load(str(folder)))]
+        found[family] = [by_hand(lm, ids, 24) for ids in asked(_prompts.load(str(folder)))]
         assert len({tuple(ids) for ids in found[family]}) > 2 and len({i for ids in found[family] for i in ids}) > 9
     return found
 

@@ -11,8 +11,9 @@ import gen_ablation_fig
 import gen_checkpoint_fig
 import gen_curves_fig
 import gen_summary_fig
-from graft import answers, figures, results, stats
 from graft.errors import UserError
+from graft.evaluation import answers
+from graft.reporting import figures, results, stats
 from test_figures import call
 
 SCRIPTS = {gen_ablation_fig: "ablation", gen_checkpoint_fig: "checkpoint", gen_summary_fig: "summary"}

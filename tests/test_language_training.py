@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft import checkpoint, objective
+from graft.config.options import Term
 from graft.errors import UserError, exit_cleanly
-from graft.journal import read
 from graft.losses import topk
-from graft.objective import Objective
-from graft.options import Term
+from graft.runtime import checkpoint
 from graft.tasks._context import Context
 from graft.teachers import _topk_cache, context_lm
+from graft.training import objective
+from graft.training.journal import read
+from graft.training.objective import Objective
 from small import assert_same_training, weights
 from small_lm import CPU, FAMILIES, batch, build, disturb, launch, lm, run_main, student, task, tiny
 

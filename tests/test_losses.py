@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from graft import schema
+from graft.config import schema
 from graft.errors import UserError
 from graft.losses import ce, cka, correlation, gram, kd, token
 from graft.losses._dino import DinoHead, dino_loss

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from graft import schema
+from graft.config import schema
+from graft.config.options import Term
 from graft.errors import UserError
-from graft.objective import Objective, needs_teacher, pool_tokens
-from graft.options import Term
 from graft.outputs import Outputs
+from graft.training.objective import Objective, needs_teacher, pool_tokens
 
 
 class Model(nn.Module):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from graft import config, objective, parts
-from graft.config import Config
-from graft.schema import to_steps
+from graft import config
+from graft.config import Config, parts
+from graft.config.schema import to_steps
 from graft.tasks._task import Task
+from graft.training import objective
 from small import ROOT
 
 CONFIGS = ROOT / "configs"

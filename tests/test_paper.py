@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import gen_paper_numbers as paper
-from graft import results
 from graft.errors import UserError
 from graft.probes import hypotheses
+from graft.reporting import results
 from small import ROOT
 from test_results import make_run, scored
 

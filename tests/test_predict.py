@@ -14,11 +14,14 @@ from torch import nn
 
 import eval_robustness
 import predict
-from graft import checkpoint, config, parts, rebuild
+from graft import config
+from graft.config import parts
+from graft.config.options import Part
 from graft.errors import UserError
-from graft.options import Part
+from graft.evaluation import rebuild
+from graft.evaluation.scoring import score
 from graft.probes import saliency
-from graft.scoring import score
+from graft.runtime import checkpoint
 from small import ROOT, run_main, tiny
 from test_students import a_task, student
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
-from graft import prompts
 from graft.errors import UserError
+from graft.tasks import _prompts
 from make_tiny_lm import FAMILIES, make
 
 SHOTS = [("Question: 1 + 1?", "Two.\n#### 2"), ("Question: é 漢?", "¿#### 3")]
@@ -21,17 +21,17 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 @pytest.fixture(scope="module", params=[(family, plain) for family in FAMILIES for plain in (False, True)],
                 ids=lambda param: f"{param[0]}-{'plain' if param[1] else 'chat'}")
-def prompt(request, tmp_path_factory) -> prompts.Prompt:
+def prompt(request, tmp_path_factory) -> _prompts.Prompt:
     family, plain = request.param
     folder = make(tmp_path_factory.mktemp("lm"), family, plain=plain, no_weights=True)
-    return prompts.load(str(folder))
+    return _prompts.load(str(folder))
 
 
-def family_of(prompt: prompts.Prompt) -> str:
+def family_of(prompt: _prompts.Prompt) -> str:
     return next(family for family, about in FAMILIES.items() if about.special[0] in prompt.tokenizer.get_vocab())
 
 
-def shown(prompt: prompts.Prompt, ids: list[int]) -> str:
+def shown(prompt: _prompts.Prompt, ids: list[int]) -> str:
     return prompt.tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -104,9 +104,9 @@ def test_thinking_is_off_only_because_it_is_asked_for():
 
 
 def test_the_date_does_not_depend_on_the_day(tmp_path, monkeypatch):
-    prompt = prompts.load(str(make(tmp_path, "llama", no_weights=True)))
+    prompt = _prompts.load(str(make(tmp_path, "llama", no_weights=True)))
     rendered = prompt.text([], QUESTION)
-    monkeypatch.delitem(prompts.VARIABLES, "date_string")
+    monkeypatch.delitem(_prompts.VARIABLES, "date_string")
     assert "Date: 26 Jul 2024" in rendered and prompt.text([], QUESTION) != rendered
 
 
@@ -116,32 +116,32 @@ def test_decoding_keeps_spaces_and_drops_special_tokens(prompt):
 
 
 def test_decoding_keeps_spaces_whatever_the_tokenizer_prefers(tmp_path):
-    prompt = prompts.load(str(make(tmp_path, characters="1 .,", plain=True, no_weights=True)))
+    prompt = _prompts.load(str(make(tmp_path, characters="1 .,", plain=True, no_weights=True)))
     prompt.tokenizer.clean_up_tokenization_spaces = True
     assert prompt.decode(prompt.answer_ids(["1 . 1 , 1"])[0]) == "1 . 1 , 1"
 
 
 def test_plain_text_begins_as_the_tokenizer_begins_it(tmp_path):
-    loaded = prompts.load(str(make(tmp_path, "gemma3", plain=True, no_weights=True))).tokenizer
-    assert prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0][0] == loaded.bos_token_id
+    loaded = _prompts.load(str(make(tmp_path, "gemma3", plain=True, no_weights=True))).tokenizer
+    assert _prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0][0] == loaded.bos_token_id
     loaded.backend_tokenizer.post_processor = processors.Sequence([])  # it has a BOS, but writes none
-    assert loaded.bos_token_id not in prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0]
+    assert loaded.bos_token_id not in _prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0]
 
 
 def test_the_end_of_a_turn_is_one_special_token(tmp_path):
-    loaded = prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
+    loaded = _prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
     for between in ("", " ", "\n\n", "user"):  # the last is an added token, but no special one
         ending = f"'{between}<|eot_id|>\n'"
         loaded.chat_template = "{%- for turn in messages -%}{{ turn.content + " + ending + " }}{%- endfor -%}"
-        assert prompts.Prompt(loaded, "chat").end == [loaded.convert_tokens_to_ids("<|eot_id|>")]
+        assert _prompts.Prompt(loaded, "chat").end == [loaded.convert_tokens_to_ids("<|eot_id|>")]
     loaded.chat_template = "{%- for turn in messages -%}{{ turn.role + ': ' + turn.content + '\n' }}{%- endfor -%}"
-    assert prompts.Prompt(loaded, "chat").end == [loaded.eos_token_id]  # nothing there ends a turn
+    assert _prompts.Prompt(loaded, "chat").end == [loaded.eos_token_id]  # nothing there ends a turn
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_character_tokenizer_has_what_its_prompts_need(tmp_path, family, plain):
-    prompt = prompts.load(str(make(tmp_path, family, characters="0123 >", plain=plain, no_weights=True)))
+    prompt = _prompts.load(str(make(tmp_path, family, characters="0123 >", plain=plain, no_weights=True)))
     (ids,), (answer,) = prompt.prompt_ids([([("12", "21")], "13 >")]), prompt.answer_ids(["31"])
     assert len(answer) == 3 and prompt.decode(answer) == "31"
     assert shown(prompt, ids).removeprefix("<bos>").removeprefix("<|begin_of_text|>") \
@@ -151,23 +151,23 @@ def test_a_character_tokenizer_has_what_its_prompts_need(tmp_path, family, plain
 
 
 def test_digests_tell_templates_and_tokenizers_apart_and_nothing_else(tmp_path):
-    first, again = (prompts.load(str(make(tmp_path / name, "qwen3", no_weights=True))) for name in "ab")
+    first, again = (_prompts.load(str(make(tmp_path / name, "qwen3", no_weights=True))) for name in "ab")
     assert first.tokenizer_sha256 == again.tokenizer_sha256 and first.template_sha256 == again.template_sha256
-    padded = prompts.load(str(tmp_path / "a"))
+    padded = _prompts.load(str(tmp_path / "a"))
     padded.tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
     assert padded.tokenizer_sha256 == first.tokenizer_sha256
-    plain = prompts.load(str(tmp_path / "a"), layout="plain")
-    other = prompts.load(str(make(tmp_path / "c", "qwen3", characters="0123456789", no_weights=True)))
+    plain = _prompts.load(str(tmp_path / "a"), layout="plain")
+    other = _prompts.load(str(make(tmp_path / "c", "qwen3", characters="0123456789", no_weights=True)))
     assert plain.template_sha256 != first.template_sha256 and plain.tokenizer_sha256 == first.tokenizer_sha256
     assert other.tokenizer_sha256 != first.tokenizer_sha256 and other.template_sha256 == first.template_sha256
     template = tmp_path / "b/chat_template.jinja"
     template.write_text(template.read_text().replace("silent", "hush"))
-    assert prompts.load(str(tmp_path / "b")).template_sha256 != first.template_sha256
+    assert _prompts.load(str(tmp_path / "b")).template_sha256 != first.template_sha256
 
 
 def error(*args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
-        prompts.load(*args, **kwargs)
+        _prompts.load(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

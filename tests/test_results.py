@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import write_results
-from graft import results, stats, tables
 from graft.errors import UserError
+from graft.reporting import results, stats, tables
 
 DATA = {"id": "digits", "fingerprint": "f1", "classes": 4}
 N = 120

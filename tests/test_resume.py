@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from graft import checkpoint
+from graft.config.options import Config
 from graft.errors import Locked, NoValidCheckpoint, UserError, exit_cleanly
-from graft.options import Config
-from graft.process import LEASE_SECONDS
+from graft.runtime import checkpoint
+from graft.runtime.process import LEASE_SECONDS
 from small import ROOT, command, environment, launch, run_main, tiny, weights
 
 FORK = multiprocessing.get_context("forkserver")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from graft import config, objective
+from graft import config
 from graft.config import Config
+from graft.training import objective
 from small import ROOT
 
 # Stands for Python: notes the commands, says that each run is done, and hands everything else on.

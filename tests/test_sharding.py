@@ -16,16 +16,19 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from graft import checkpoint, config, scoring, sharding
+from graft import config
+from graft.config.options import Term
 from graft.errors import NonFinite, UserError
-from graft.journal import read
-from graft.learner import Learner
-from graft.objective import Objective
-from graft.optim import build_optimizer
-from graft.options import Term
+from graft.evaluation import scoring
+from graft.runtime import checkpoint
 from graft.tasks._context import Context
 from graft.teachers import _topk_cache, context_lm
-from graft.update import Update
+from graft.training import sharding
+from graft.training.journal import read
+from graft.training.learner import Learner
+from graft.training.objective import Objective
+from graft.training.optim import build_optimizer
+from graft.training.update import Update
 from small import BASE, ROOT, environment, weights
 from small_lm import CPU, KEYS, base_config, batch, last_wins, lm, student, task, tiny
 
@@ -56,7 +59,7 @@ def launch(launcher: str, output_dir: Path, *overrides: str, at_once: int = 0) -
     if at_once:
         script = output_dir.parent / "train.py"
         script.write_text(f"import graft.outputs\ngraft.outputs.LOGITS_AT_ONCE = {at_once}\n"
-                          "from graft import command_line, errors, train_distill\n"
+                          "from graft import errors, train_distill\nfrom graft.config import command_line\n"
                           "errors.exit_cleanly(lambda: train_distill.main(command_line.command_line('', 'distill')))\n")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                str(ROOT / f"configs/accelerate/{launcher}.yaml"), str(script), "--base_config", str(base_config()),

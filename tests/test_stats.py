@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import zconfint, ztest
 
-from graft import stats
+from graft.reporting import stats
 
 
 def study(rng, seeds, n, seed_sd):

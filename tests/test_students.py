@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from graft.config.options import Part
+from graft.config.parts import build
 from graft.errors import UserError
-from graft.options import Part
-from graft.parts import build
 from graft.tasks._task import ResidentSplit, Task
 
 TINY = {"patch": 4, "dim": 24, "depth": 3, "heads": 2, "drop_path": 0.0}

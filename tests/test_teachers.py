@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from graft import checkpoint
+from graft.config.options import Part
+from graft.config.parts import build
 from graft.errors import UserError
-from graft.options import Part
 from graft.outputs import Outputs
-from graft.parts import build
+from graft.runtime import checkpoint
 from graft.teachers import _cache
 from graft.teachers._cache import TeacherCache
 from test_students import TINY, a_task, images

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graft import config, schema
+from graft import config
+from graft.config import schema
 from graft.errors import UserError
 from graft.losses import topk
 from graft.outputs import TopK

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft import config, parts
+from graft import config
+from graft.config import parts
 from graft.errors import NonFinite, UserError
-from graft.optim import lr_at
+from graft.training.optim import lr_at
 from small import BASE, assert_same_training, launch, run_main, tiny, weights
 
 AUGMENT = "augment=[{name: flip}, {name: crop, padding: 1}, {name: cutmix, alpha: 1.0}]"
@@ -123,7 +124,7 @@ def test_two_processes_do_not_change_the_training(tmp_path, teacher):
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu" in done.stdout
     assert_same_training(tmp_path / "a/seed0", tmp_path / "b/seed0")
-    from graft.journal import read
+    from graft.training.journal import read
     other = read(tmp_path / "b/seed0/metrics.jsonl")
     assert [r["lr"] for r in rows if "lr" in r] == [r["lr"] for r in other if "lr" in r]
     for one, two in zip(rows, other):
@@ -181,7 +182,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, teacher, monkeypatc
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_averaged_weights_are_scored_and_exported(tmp_path, average):
-    from graft import checkpoint
+    from graft.runtime import checkpoint
     cfg = tiny(tmp_path / "x", f"train.average={average}", "train.duration=10st", "train.swa_start=50%",
                "train.eval_every=5st", "student={name: cnn, arch: small}")
     rows = run_main(cfg)
@@ -193,7 +194,7 @@ def test_averaged_weights_are_scored_and_exported(tmp_path, average):
 
 
 def test_swa_is_the_mean_of_the_epochs_weights():
-    from graft.optim import Average
+    from graft.training.optim import Average
     cfg = config.load([BASE], ["train.average=swa", "train.swa_start=4st"])
     model = torch.nn.Linear(1, 1)
     average = Average(model, cfg.train, 3, 12)

@@ -7,9 +7,8 @@ from collections import Counter
 
 import pytest
 
-from graft import prompts
 from graft.errors import UserError
-from graft.tasks import _context
+from graft.tasks import _context, _prompts
 from graft.tasks._answers import number
 from graft.tasks._context import Context, choose, derangement, encode
 from graft.tasks._text import Item, TextTask, text_task
@@ -17,11 +16,11 @@ from make_tiny_lm import make
 
 
 @pytest.fixture(scope="module")
-def prompt(tmp_path_factory) -> prompts.Prompt:
-    return prompts.load(str(make(tmp_path_factory.mktemp("lm"), no_weights=True)))
+def prompt(tmp_path_factory) -> _prompts.Prompt:
+    return _prompts.load(str(make(tmp_path_factory.mktemp("lm"), no_weights=True)))
 
 
-def small_task(prompt: prompts.Prompt, train: list[Item], test: list[Item], val_fraction: float = 0.0) -> TextTask:
+def small_task(prompt: _prompts.Prompt, train: list[Item], test: list[Item], val_fraction: float = 0.0) -> TextTask:
     return text_task("small", "small (made here)", train, test, prompt, val_fraction=val_fraction, split_seed=0,
                      subset=0, max_length=1000, extract=number)
 

@@ -12,10 +12,10 @@ before anything starts, so the ablation is the method with the printed lines cha
 import importlib
 import os
 
-from graft.command_line import command_line
 from graft.config import difference, load
+from graft.config.command_line import command_line
+from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.options import Config
 
 
 def print_difference(cfg: Config) -> None:

@@ -6,17 +6,17 @@
         --base_config configs/base/cifar10_deit.yaml --output_dir experiments/cifar10/baseline --seed 0
 """
 
-from graft.command_line import command_line
+from graft.config.command_line import command_line
 
 if __name__ == "__main__":
     CONFIG = command_line(__doc__, "baseline")  # bad input ends here, before torch is imported
 
-from graft import parts
 from graft.augment import Augment
+from graft.config import parts
+from graft.config.options import Config
 from graft.errors import exit_cleanly
-from graft.objective import Objective
-from graft.options import Config
-from graft.run import Run
+from graft.training.objective import Objective
+from graft.training.run import Run
 
 
 def main(cfg: Config) -> None:

@@ -15,17 +15,17 @@ question, which the student gets bare (context distillation: Snell et al. 2022, 
         --output_dir experiments/gsm8k_qwen1b7/distill --seed 0
 """
 
-from graft.command_line import command_line
+from graft.config.command_line import command_line
 
 if __name__ == "__main__":
     CONFIG = command_line(__doc__, "distill")  # bad input ends here, before torch is imported
 
-from graft import parts
 from graft.augment import Augment
+from graft.config import parts
+from graft.config.options import Config
 from graft.errors import exit_cleanly
-from graft.objective import Objective, needs_teacher
-from graft.options import Config
-from graft.run import Run
+from graft.training.objective import Objective, needs_teacher
+from graft.training.run import Run
 
 
 def main(cfg: Config) -> None:

@@ -11,18 +11,18 @@ without a counterpart are left out (`teacher.view: aligned`). Only the student h
         --output_dir experiments/cifar10/dinov2_cka --seed 0
 """
 
-from graft.command_line import command_line
+from graft.config.command_line import command_line
 
 if __name__ == "__main__":
     CONFIG = command_line(__doc__, "ss_distill")  # bad input ends here, before torch is imported
 
-from graft import parts
 from graft.augment import Augment
+from graft.config import parts
+from graft.config.options import Config
 from graft.errors import exit_cleanly
-from graft.objective import Objective, needs_teacher
-from graft.options import Config
-from graft.run import Run
 from graft.teachers._view import TeacherView
+from graft.training.objective import Objective, needs_teacher
+from graft.training.run import Run
 
 
 def main(cfg: Config) -> None:

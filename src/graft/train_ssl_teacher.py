@@ -10,7 +10,7 @@ and exported is the averaged teacher; labels are used for that score alone.
         --base_config configs/base/cifar10_ssl.yaml --output_dir experiments/cifar10/ssl_teacher --seed 0
 """
 
-from graft.command_line import command_line
+from graft.config.command_line import command_line
 
 if __name__ == "__main__":
     CONFIG = command_line(__doc__, "ssl_teacher")  # bad input ends here, before torch is imported
@@ -22,13 +22,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from graft import keyed, parts
+from graft import keyed
 from graft.augment import Augment, to_float
+from graft.config import parts
+from graft.config.options import Config, Part, Ssl
 from graft.errors import exit_cleanly
 from graft.losses._dino import DinoHead, dino_loss
-from graft.options import Config, Part, Ssl
 from graft.outputs import Outputs
-from graft.run import Run
+from graft.training.run import Run
 
 CLS = ("cls.final",)
 

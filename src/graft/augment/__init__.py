@@ -10,12 +10,12 @@ import functools
 import torch
 from torch import Tensor
 
-from graft import parts
+from graft.config import parts
+from graft.config.options import Part
+from graft.config.schema import part_tensors
 from graft.errors import UserError
 from graft.keyed import Draw, key
-from graft.options import Part
 from graft.outputs import Tokens, View, on_device
-from graft.schema import part_tensors
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ttest_ind
 
-from graft import results, stats
+from graft.reporting import results, stats
 
 BY_SIGN = sys.float_info.min  # a claimed difference of some size above 0
 UNDECIDED = "undecided"

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from graft import checkpoint, prompts
 from graft.errors import UserError
+from graft.runtime import checkpoint
+from graft.tasks import _prompts
 from graft.tasks._text import TextTask
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,7 +61,7 @@ def refuse_other_tokenizer(key: str, task: TextTask, model: str, revision: str) 
         theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
     else:
         try:
-            theirs = prompts.load(model, revision).tokenizer_sha256
+            theirs = _prompts.load(model, revision).tokenizer_sha256
         except UserError as error:
             raise UserError(str(error).replace("task.tokenizer", key)) from None
     if theirs != task.prompt.tokenizer_sha256:

@@ -7,8 +7,8 @@ import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from graft.config.schema import nearest
 from graft.errors import UserError
-from graft.schema import nearest
 
 
 def require_arch(arch: str, key: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graft.errors import UserError
-from graft.prompts import Shot
+from graft.tasks._prompts import Shot
 from graft.tasks._text import Item, Ragged, TextTask
 
 KINDS = ("fewshot", "zeroshot", "shuffled_answers", "wrong_shots", "random_shots")

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graft import prompts
 from graft.errors import UserError
+from graft.tasks import _prompts
 from graft.tasks._sources import data_root, from_hub
 from graft.tasks._text import Item, TextTask, text_task
 
@@ -54,7 +54,7 @@ def task(published: Published, read: Callable[[Row], tuple[str, str, str]], extr
     """The task of a published data set; `stop` is the text that ends an answer, `split` as in `text_task`."""
     items, data_id = load(published, source, root, revision, read)
     return text_task(published.name, data_id, items["train"], items["test"],
-                     prompts.load(tokenizer, tokenizer_revision, layout), extract=extract, stop=(stop,), **split)
+                     _prompts.load(tokenizer, tokenizer_revision, layout), extract=extract, stop=(stop,), **split)
 
 
 def _files(published: Published, folder: Path, stem: str) -> list[Path]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from graft import keyed
 from graft.errors import UserError
 from graft.outputs import Tokens, on_device
-from graft.prompts import Prompt
+from graft.tasks._prompts import Prompt
 
 
 @dataclass(frozen=True)

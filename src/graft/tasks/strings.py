@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
-from graft import prompts
 from graft.errors import UserError
 from graft.keyed import key, permutation
-from graft.prompts import Prompt, Shot
+from graft.tasks import _prompts
+from graft.tasks._prompts import Prompt, Shot
 from graft.tasks._text import Item, TextTask, text_task
 
 TEXT = True
@@ -49,7 +49,7 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
     """
     if len(set(rules)) < max(1, len(rules)):
         raise UserError(f"task.rules: expected different ones, got {list(rules)}")
-    prompt = prompts.load(tokenizer, tokenizer_revision, layout)
+    prompt = _prompts.load(tokenizer, tokenizer_revision, layout)
     if documents:
         items = {"train": _documents(prompt, rules, examples, train, "train"),
                  "test": _documents(prompt, rules, examples, test, "test")}

@@ -19,10 +19,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from graft.augment import to_float
-from graft.checkpoint import sha256
+from graft.config.options import Part
 from graft.errors import UserError
-from graft.options import Part
 from graft.outputs import Outputs, on_device
+from graft.runtime.checkpoint import sha256
 from graft.tasks._task import Split, Task
 
 FORMAT = 1

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft.checkpoint import write_text
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK, on_device
-from graft.resume import leaves
+from graft.runtime.checkpoint import write_text
 from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir
 from graft.teachers._topk import divide, within
+from graft.training.resume import leaves
 
 FORMAT = 1
 DTYPES = {"fp16": np.float16, "fp32": np.float32}

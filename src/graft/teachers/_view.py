@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 from graft.augment import to_float
 from graft.augment._warp import move_tokens
+from graft.config.options import Config
 from graft.errors import UserError
-from graft.objective import Objective, pool_tokens
-from graft.options import Config
 from graft.outputs import Batch, Outputs, View
-from graft.run import Run
 from graft.tasks._task import Task
 from graft.teachers._cache import TeacherCache
+from graft.training.objective import Objective, pool_tokens
+from graft.training.run import Run
 
 
 class TeacherView:

@@ -5,9 +5,11 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from graft import checkpoint, config, keyed, rebuild
+from graft import config, keyed
+from graft.config.options import Part
 from graft.errors import UserError
-from graft.options import Part
+from graft.evaluation import rebuild
+from graft.runtime import checkpoint
 from graft.students._weights import mismatch
 from graft.tasks._task import Task
 from graft.teachers._freeze import freeze, isolated

@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from graft import keyed
-from graft.batches import micro_batches, plan
+from graft.config.options import Config
+from graft.config.schema import to_steps
 from graft.errors import NonFinite, Preempted
-from graft.journal import Journal
-from graft.learner import Learner
-from graft.optim import Average, build_optimizer, lr_at
-from graft.options import Config
 from graft.outputs import Batch
-from graft.process import Job, StopSignal, accelerator, die_with_parent
-from graft.resume import leaves
-from graft.saving import Saver
-from graft.schema import to_steps
-from graft.selection import Selection
-from graft.sharding import leave_at_once, shard, wanted
+from graft.runtime.process import Job, StopSignal, accelerator, die_with_parent
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.update import Update
-from graft.validation import Evaluate, Validation
+from graft.training.batches import micro_batches, plan
+from graft.training.journal import Journal
+from graft.training.learner import Learner
+from graft.training.optim import Average, build_optimizer, lr_at
+from graft.training.resume import leaves
+from graft.training.saving import Saver
+from graft.training.selection import Selection
+from graft.training.sharding import leave_at_once, shard, wanted
+from graft.training.update import Update
+from graft.training.validation import Evaluate, Validation
 
 
 class Run:

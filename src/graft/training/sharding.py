@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from graft.config.options import Config
 from graft.errors import UserError
-from graft.learner import Learner
-from graft.options import Config
+from graft.training.learner import Learner
 
 # What the launcher may say: the sharding is as above, every process loads the weights.
 REQUIRED = {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false",

@@ -8,8 +8,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from graft.options import Part
-from graft.schema import ENTRY, part_tensors
+from graft.config.options import Part
+from graft.config.schema import ENTRY, part_tensors
 
 
 def get(kind: str, name: str) -> Callable:

@@ -6,11 +6,10 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from graft import schema
-from graft.config import COMMAND_LINE, common_fields, merge
+from graft.config import COMMAND_LINE, common_fields, merge, schema
+from graft.config.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config
+from graft.config.schema import REQUIRED, Field
 from graft.errors import UserError
-from graft.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config
-from graft.schema import REQUIRED, Field
 
 
 def command_line(doc: str, method: str | None, argv: list[str] | None = None) -> Config:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from graft.options import Optim, Train
-from graft.schema import to_steps
+from graft.config.options import Optim, Train
+from graft.config.schema import to_steps
 
 
 def parameter_groups(modules: Iterable[nn.Module], optim: Optim) -> list[dict]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from graft import checkpoint
+from graft.config.options import Config
 from graft.errors import UserError
-from graft.options import Config
-from graft.process import code_sha
+from graft.runtime import checkpoint
+from graft.runtime.process import code_sha
 
 
 def find(run_dir: Path, choice: str) -> Path | None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from graft import keyed
+from graft.config.options import Config, Train
+from graft.config.schema import to_steps
 from graft.errors import UserError
-from graft.options import Config, Train
 from graft.outputs import Batch
-from graft.schema import to_steps
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 

@@ -1,4 +1,4 @@
-"""The vLLM engine of `graft.generation`: one engine for the base model and all its adapters."""
+"""The vLLM engine of `graft.evaluation.generation`: one engine for the base model and all its adapters."""
 
 import gc
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError
-from graft.generation import Generated, Source, cut, is_adapter
+from graft.evaluation.generation import Generated, Source, cut, is_adapter
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
 AT_ONCE = 512  # prompts handed over together; what is answered is kept before the next

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from graft.schema import Field, part_constant
+from graft.config.schema import Field, part_constant
 
 
 @dataclass(frozen=True)

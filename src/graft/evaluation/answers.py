@@ -15,9 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from graft import checkpoint, keyed, results
+from graft import keyed
 from graft.errors import UserError
-from graft.process import code_sha
+from graft.reporting import results
+from graft.runtime import checkpoint
+from graft.runtime.process import code_sha
 from graft.tasks._text import Ragged, TextTask
 
 

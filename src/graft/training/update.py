@@ -4,10 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from graft import checkpoint
+from graft.config.options import Config
 from graft.errors import NonFinite
-from graft.options import Config
-from graft.sharding import whole
+from graft.runtime import checkpoint
+from graft.training.sharding import whole
 
 
 class Update:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from graft.errors import UserError
 
+ROOT = Path(__file__).parent.parent  # the package
 REQUIRED = object()
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ep|st|%)$")
@@ -61,14 +62,14 @@ def dataclass_fields(cls: type) -> dict[str, Field]:
 
 def part_names(kind: str) -> list[str]:
     """The names that a part of `kind` may have: the files in its folder."""
-    folder = Path(__file__).parent / kind
+    folder = ROOT / kind
     return sorted(path.stem for path in folder.glob("*.py")
                   if not path.stem.startswith("_") and _entry(kind, path.stem) is not None)
 
 
 @functools.cache
 def _tree(kind: str, name: str) -> ast.Module:
-    return ast.parse((Path(__file__).parent / kind / f"{name}.py").read_text())
+    return ast.parse((ROOT / kind / f"{name}.py").read_text())
 
 
 def _entry(kind: str, name: str) -> ast.FunctionDef | None:

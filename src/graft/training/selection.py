@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from graft.options import Optim, Train
+from graft.config.options import Optim, Train
 
 
 class Selection:

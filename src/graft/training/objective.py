@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from graft import keyed, parts, schema
+from graft import keyed
+from graft.config import parts, schema
+from graft.config.options import Term
 from graft.errors import UserError
-from graft.options import Term
 from graft.outputs import LOGITS_AT_ONCE, Outputs, TopK
 
 Grid = tuple[int, int]

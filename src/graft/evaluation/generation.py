@@ -2,7 +2,7 @@
 
 An engine's `generate(prompts, weights)` answers prompts of token ids with the base model (`weights` None) or a
 checkpoint's folder: an adapter where there is an adapter_config.json, else a whole model. It yields `(i, Generated)`
-as answers come, in an order of its own. The other engine is in `graft._vllm`.
+as answers come, in an order of its own. The other engine is in `graft.evaluation._vllm`.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from graft.config.options import Config
 from graft.errors import UserError
-from graft.options import Config
-from graft.prompts import Prompt
 from graft.students import _language
+from graft.tasks._prompts import Prompt
 from graft.tasks._text import TextTask
 
 ENGINES = ("transformers", "vllm")
@@ -98,7 +98,7 @@ def engine(name: str, source: Source, *, batch_size: int, device: torch.device, 
     if processes > 1:
         raise UserError(f"--engine vllm: started in {processes} processes; vLLM spreads the model itself: start it "
                         "with python, and --tensor_parallel")
-    from graft._vllm import Vllm
+    from graft.evaluation._vllm import Vllm
     return Vllm(source, [folder for folder in adapters if is_adapter(folder)], tensor_parallel)
 
 

@@ -6,15 +6,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from graft import keyed, pictures
+from graft import keyed
 from graft.augment import Augment
-from graft.journal import Journal
-from graft.learner import Learner
-from graft.optim import Average, recompute_batchnorm
-from graft.options import Config
-from graft.scoring import score, score_answers, summary
+from graft.config.options import Config
+from graft.evaluation.scoring import score, score_answers, summary
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
+from graft.training import pictures
+from graft.training.journal import Journal
+from graft.training.learner import Learner
+from graft.training.optim import Average, recompute_batchnorm
 
 BATCHNORM_BATCHES = 50
 PICTURES = 8  # validation images whose attention TensorBoard shows

@@ -17,8 +17,8 @@ import filelock
 import torch
 from accelerate import Accelerator
 
-from graft.checkpoint import write_text
 from graft.errors import Locked, Preempted
+from graft.runtime.checkpoint import write_text
 
 LEASE_SECONDS = 180.0
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "transformers", "numpy", "omegaconf")
@@ -35,7 +35,7 @@ def now() -> str:
 def code_sha() -> str:
     """Commit of the source tree, with `+dirty` if files differ from it; `unknown` outside a checkout."""
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True,
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
                               check=True).stdout.strip()
     try:
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno", ".") else "")

@@ -1,4 +1,4 @@
-"""The configuration of a run: read, merged once, checked, then frozen. The keys are in `graft.options`.
+"""The configuration of a run: read, merged once, checked, then frozen. The keys are in `graft.config.options`.
 
 Precedence, lowest first: the defaults there and in the parts' signatures, `--base_config`, each
 `--config` in order, `key=value` on the command line. Mappings merge key by key; a list replaces the
@@ -21,10 +21,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graft import schema
+from graft.config import schema
+from graft.config.options import DEFAULTS, PART_LISTS, PARTS, SCALARS, SECTIONS, Config, Part
+from graft.config.schema import NAME, REQUIRED, Field
 from graft.errors import UserError
-from graft.options import DEFAULTS, PART_LISTS, PARTS, SCALARS, SECTIONS, Config, Part
-from graft.schema import NAME, REQUIRED, Field
 
 COMMAND_LINE = "command line"
 MAX_CONFIG_BYTES = 1 << 20

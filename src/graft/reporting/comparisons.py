@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graft import stats
+from graft.reporting import stats
 
 # The metrics compared where rows have them: column of the rows, and resamplings (real values have no repeated patterns
 # to draw at once, so they cost more).

@@ -1,6 +1,6 @@
 """The file that figures, tables and the paper read: results.json, and the per-example rows beside it.
 
-`assemble` makes it from scored runs, `read_results` checks it, `graft.tables` shows it. All intervals are 95%.
+`assemble` makes it from scored runs, `read_results` checks it, `graft.reporting.tables` shows it. Intervals are 95%.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graft import stats
-from graft.checkpoint import write_text
-from graft.comparisons import GAP, Rows, differences, gaps_closed
 from graft.errors import UserError
+from graft.reporting import stats
+from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed
+from graft.runtime.checkpoint import write_text
 
 SCHEMA_VERSION = 1
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")

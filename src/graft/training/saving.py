@@ -9,14 +9,14 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
-from graft import checkpoint
+from graft.config.options import Config
 from graft.errors import DiskProblem
-from graft.options import Config
-from graft.process import code_sha, provenance, write_status
-from graft.resume import find, refuse_other_run
-from graft.sharding import gathered, parted, parted_optimizer
+from graft.runtime import checkpoint
+from graft.runtime.process import code_sha, provenance, write_status
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
+from graft.training.resume import find, refuse_other_run
+from graft.training.sharding import gathered, parted, parted_optimizer
 
 FAILURES = 3  # saves in a row that fail before the run ends
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import checkpoint, parts
+from graft.config import parts
+from graft.config.options import Config, Part
 from graft.errors import UserError
-from graft.options import Config, Part
+from graft.runtime import checkpoint
 from graft.tasks._task import Task
 
 

@@ -1,0 +1,1 @@
+"""From checkpoints to scores: what was trained is rebuilt, answers, and is judged."""

@@ -1,0 +1,1 @@
+"""A run as a process among others and as files on a disk."""
