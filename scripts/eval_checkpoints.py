@@ -22,7 +22,7 @@ import language_scorer
 from graft import config
 from graft.errors import UserError, exit_cleanly
 from graft.evaluation import rebuild
-from graft.evaluation.generation import ENGINES
+from graft.evaluation.engines import ENGINES
 from graft.evaluation.scoring import score
 from graft.reporting import results, tables
 from graft.runtime.process import accelerator, code_sha

@@ -20,7 +20,7 @@ from graft import config
 from graft.config import parts, schema
 from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation import answers, generation
+from graft.evaluation import answers, engines, generation
 from graft.reporting import results, tables
 from graft.runtime.process import accelerator, code_sha
 from graft.students import _language
@@ -44,7 +44,7 @@ def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: A
             asked[split, shots] = index, *encode(task, split, index, context(cfg, shots))
     longest = max(int(prompts.lengths.max()) for _, prompts, _ in asked.values())
     source = generation.source(cfg, task, longest, untrained=True)
-    engine = generation.engine(
+    engine = engines.engine(
         options.engine, source, batch_size=options.batch_size or cfg.evaluate.batch_size, device=processes.device,
         tensor_parallel=options.tensor_parallel, processes=processes.num_processes)
     entries = []
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 4, 8])
     parser.add_argument("--split", nargs="+", choices=["val", "test"], default=["val"])
     parser.add_argument("--limit", type=int, default=0, help="a random sample of that many questions; 0: all")
-    parser.add_argument("--engine", choices=generation.ENGINES, default="transformers")
+    parser.add_argument("--engine", choices=engines.ENGINES, default="transformers")
     parser.add_argument("--batch_size", type=int, help="prompts answered together; default: evaluate.batch_size")
     parser.add_argument("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one model")
     # A list takes every word after it, and no file or number has a '=' in it.

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.evaluation import answers, generation
+from graft.evaluation import answers, engines, generation
 from graft.reporting import results
 from graft.runtime import checkpoint
 from graft.students import _language
@@ -76,7 +76,7 @@ class Scorer:
             self.engine = ({}, None)  # free the old one first
             self.base = _language.identity(source.model, source.revision)
             folders = self.options.base_dir.glob("*/seed*/checkpoint-*")
-            self.engine = (source, generation.engine(
+            self.engine = (source, engines.engine(
                 self.options.engine, source, batch_size=self.options.batch_size or cfg.evaluate.batch_size,
                 device=self.accelerator.device, tensor_parallel=self.options.tensor_parallel,
                 adapters=list(folders), processes=self.accelerator.num_processes))

@@ -20,7 +20,7 @@ import language_scorer
 from graft import config
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import answers, generation
+from graft.evaluation import _transformers, answers
 from graft.evaluation.generation import Generated
 from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
@@ -104,7 +104,7 @@ def oracle(monkeypatch):
             text = f"#### {2 * number}" if number % 10 < level else f"it is {2 * number}" if number % 2 else "#### -1"
             yield i, Generated([7] * (number + 1), text, number % 2 == 0)
 
-    monkeypatch.setattr(generation.Transformers, "generate", generate)
+    monkeypatch.setattr(_transformers.Transformers, "generate", generate)
     return asked
 
 
@@ -221,7 +221,7 @@ def test_what_was_generated_survives_a_crash(study, monkeypatch, oracle):
     assert total == 4 * (12 + 11)
     fresh(study)
     del oracle[:]
-    real = generation.Transformers.generate
+    real = _transformers.Transformers.generate
 
     def dying(self, prompts, weights=None):
         for one in real(self, prompts, weights):
@@ -229,10 +229,10 @@ def test_what_was_generated_survives_a_crash(study, monkeypatch, oracle):
             if len(oracle) == 17:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation.Transformers, "generate", dying)
+    monkeypatch.setattr(_transformers.Transformers, "generate", dying)
     with pytest.raises(KeyboardInterrupt):
         evaluate(study, monkeypatch, *arguments)
-    monkeypatch.setattr(generation.Transformers, "generate", real)
+    monkeypatch.setattr(_transformers.Transformers, "generate", real)
     (part,) = study.glob("*/seed*/eval/*.jsonl")
     with part.open("a") as file:
         file.write('{"j": 3, "te')

@@ -15,8 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from graft.errors import UserError
-from graft.evaluation import _vllm, generation
-from graft.evaluation.generation import Generated, Source, Stop, Transformers
+from graft.evaluation import _vllm, engines, generation
+from graft.evaluation._transformers import Transformers
+from graft.evaluation.generation import Generated, Source, Stop
 from graft.students import _language
 from graft.tasks import _prompts
 from make_tiny_lm import make
@@ -215,7 +216,7 @@ def vllm(monkeypatch):
 
 
 def engine_of(folder: Path, adapters=(), **changes) -> _vllm.Vllm:
-    return generation.engine("vllm", source(folder, **changes), batch_size=1, device=CPU, adapters=adapters,
+    return engines.engine("vllm", source(folder, **changes), batch_size=1, device=CPU, adapters=adapters,
                              tensor_parallel=2)
 
 
@@ -285,7 +286,7 @@ def test_vllm_gets_numbers_of_gpus(folders, tmp_path, monkeypatch, vllm):
 
 def test_vllm_where_it_cannot_run(folders, monkeypatch, vllm):
     with pytest.raises(UserError, match="started in 2 processes"):
-        generation.engine("vllm", source(folders["qwen3"]), batch_size=1, device=CPU, processes=2)
+        engines.engine("vllm", source(folders["qwen3"]), batch_size=1, device=CPU, processes=2)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"pip install graft\[vllm\]"):
         engine_of(folders["qwen3"])

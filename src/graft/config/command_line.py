@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from graft.config import COMMAND_LINE, common_fields, merge, schema
+from graft.config import merge, schema
+from graft.config.merging import common_fields
 from graft.config.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config
+from graft.config.reading import COMMAND_LINE
 from graft.config.schema import REQUIRED, Field
 from graft.errors import UserError
 
