@@ -15,10 +15,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from analyze import SCHEMA_VERSION, Runs, add_options, compare, describe, entry, look, make_runs
-from eval_checkpoints import runs_of
 from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
+from graft.evaluation.forensics import (
+    SCHEMA_VERSION,
+    Runs,
+    add_options,
+    compare,
+    describe,
+    entry,
+    look,
+    make_runs,
+)
+from graft.evaluation.rebuild import runs_of
 from graft.probes import attention, hypotheses
 from graft.reporting import results, stats
 from graft.runtime.process import code_sha

@@ -18,10 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-import language_scorer
 from graft import config
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation import rebuild
+from graft.evaluation import language, rebuild
 from graft.evaluation.engines import ENGINES
 from graft.evaluation.scoring import score
 from graft.reporting import results, tables
@@ -31,15 +30,6 @@ from graft.tasks._text import TextTask
 SPLITS = ("val", "test")
 # What a condition may change without its comparison with the baseline becoming one of recipes.
 SUBJECT = ("method", "teacher", "objective")
-
-
-def runs_of(base_dir: Path, condition: str) -> list[Path]:
-    """The run folders of a condition by seed. Raises UserError if there are none."""
-    found = sorted(base_dir.glob(f"{condition}/seed*/config.yaml"), key=lambda f: int(f.parent.name[4:]))
-    if not found:
-        have = ", ".join(sorted({f.parent.parent.name for f in base_dir.glob("*/seed*/config.yaml")})) or "none"
-        raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {have}")
-    return [file.parent for file in found]
 
 
 def contrast(word: str) -> tuple[str, str]:
@@ -73,7 +63,7 @@ class Scorer:
         self.base_dir, self.weights, self.splits = options.base_dir, options.weights, options.splits
         self.accelerator = accelerator()
         self.task = rebuild.Tasks(self.accelerator.device)
-        self.language = language_scorer.Scorer(options, self.accelerator)
+        self.language = language.Scorer(options, self.accelerator)
 
     def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
         """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
@@ -144,7 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     options.contrasts = list(dict.fromkeys(options.contrasts))
     names = [*options.conditions, *options.references]
-    untrained = language_scorer.untrained(options.icl, options.base_dir, options.splits) if options.icl else []
+    untrained = language.untrained(options.icl, options.base_dir, options.splits) if options.icl else []
     references = [*options.references, *dict.fromkeys(entry["condition"] for entry in untrained)]
     if not options.allow_missing:
         refuse_unknown(options.contrasts, [*options.conditions, *references])
@@ -154,7 +144,7 @@ def main() -> None:
     conditions: dict[str, list[Path]] = {}
     for name in tqdm(names, desc="scoring", disable=None if main_process else True):
         try:
-            runs = runs_of(options.base_dir, name)
+            runs = rebuild.runs_of(options.base_dir, name)
             entries += [entry for run in runs for entry in scorer.score(name, run)]
             conditions[name] = runs
         except UserError as error:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eval_checkpoints import runs_of
 from graft import config
 from graft.config import parts
 from graft.config.options import Config
@@ -49,19 +48,6 @@ class Corrupted:
             yield corrupt(images, self.name, self.severity, index), labels
 
 
-def build_student(cfg: Config, task: Task, weights: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """A finished run's student and what its checkpoint says. Raises UserError if it has no classifier."""
-    if cfg.method == "ssl_teacher":
-        raise UserError(f"{cfg.run_dir}: a self-supervised run has no classifier to score")
-    student, info = rebuild.student(cfg, cfg.run_dir, task, weights)
-    return student.to(device), info
-
-
-def mirrors(cfg: Config) -> bool:
-    """Whether the run was trained to see an image and its mirror image as the same."""
-    return any(part.name == "flip" and part.args["p"] > 0 for part in cfg.augment)
-
-
 class Evaluator:
     """Evaluates runs; data sets are built once."""
 
@@ -76,14 +62,14 @@ class Evaluator:
         rebuild.refuse_text(cfg, run_dir)
         task = self.task(cfg)
         split = task.splits[self.split]
-        student, info = build_student(cfg, task, self.weights, self.device)
+        student, info = rebuild.classifier(cfg, task, self.weights, self.device)
         labels = split.labels.numpy()
 
         def log_probs(model: nn.Module, split: Any):
             return score(model, split, self.device, cfg.evaluate.batch_size, log_probs=True)["log_probs"]
 
         clean = log_probs(student, split)
-        averaged = AveragedViews(student, mirrors(cfg))
+        averaged = AveragedViews(student, rebuild.mirrors(cfg))
         corruptions = {name: {str(severity): classification.probabilistic(
             labels, log_probs(student, Corrupted(split, name, severity))) for severity in SEVERITIES}
             for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
@@ -133,7 +119,7 @@ def main() -> None:
     evaluator, conditions = Evaluator(options.split, options.weights), {}
     for name in options.conditions:
         try:
-            runs = [evaluator.run(run_dir) for run_dir in runs_of(options.base_dir, name)]
+            runs = [evaluator.run(run_dir) for run_dir in rebuild.runs_of(options.base_dir, name)]
             conditions[name] = {"runs": runs, "summary": summary(runs)}
         except UserError as error:
             if not options.allow_missing:

@@ -14,46 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from graft.errors import exit_cleanly
-from graft.reporting import figures, results, stats
-
-REFERENCES = dict(zip(results.GAP, ({"color": "0.35", "linestyle": ":"}, {"color": "0.35", "linestyle": (0, (5, 2))})))
+from graft.reporting import figures, results
+from graft.reporting.estimates import REFERENCES, estimates, limits, name_missing, note, point, reference_lines
 
 SHARES = {"": "accuracy", "flexible_": "accuracy_flexible"}  # prefix of their columns, and metric
-
-
-def estimate(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracy of runs, one a seed, with its 95% interval, in percent.
-
-    Over seeds (t) with two or more of them; else over the questions of the one (Wilson).
-    """
-    found = stats.seed_summary([entry["metrics"]["accuracy"]["value"] for entry in entries])  # as results.json has it
-    ends = found["ci95"] if found["seeds"] > 1 else entries[0]["metrics"]["accuracy"]["ci95"]
-    return {"seeds": found["seeds"], "n": entries[0]["n"], "accuracy": 100 * found["mean"],
-            **dict(zip(("low", "high"), (100 * end for end in ends))),
-            "interval": "seeds" if found["seeds"] > 1 else "questions"}
-
-
-def estimates(content: dict[str, Any], split: str) -> dict[str, dict[str, Any]]:
-    """The estimate of every condition that was scored on `split`."""
-    runs = {name: [run for run in condition["runs"] if run["split"] == split]
-            for name, condition in content["conditions"].items()}
-    return {name: {"condition": name, "split": split, **estimate(own)} for name, own in runs.items() if own}
-
-
-def reference_lines(ax: Axes, found: dict[str, dict[str, Any]], across: str) -> None:
-    """The untrained model with its intervals, across the axis x or y."""
-    line, span = (ax.axvline, ax.axvspan) if across == "x" else (ax.axhline, ax.axhspan)
-    for name, look in REFERENCES.items():
-        if name in found:
-            span(found[name]["low"], found[name]["high"], color="black", alpha=0.08, linewidth=0, zorder=0)
-            line(found[name]["accuracy"], **look, linewidth=0.9, zorder=1, label=name)
-
-
-def name_missing(found: dict[str, dict[str, Any]], where: str) -> None:
-    """Say on stderr which of the references are not there."""
-    for name in REFERENCES:
-        if name not in found:
-            print(f"{where}: missing: {name}", file=sys.stderr)
 
 
 def seed_values(content: dict[str, Any], chosen: list[str], split: str) -> pd.DataFrame:
@@ -87,31 +51,6 @@ def shown_shares(rows: pd.DataFrame) -> list[str]:
     some = [prefix for prefix in SHARES if rows[f"{prefix}gap_low"].notna().any()]
     strict, flexible = (rows[share_columns(prefix)].to_numpy() for prefix in SHARES)
     return some[:1] if np.array_equal(strict, flexible, equal_nan=True) else some
-
-
-def limits(middles: list[float], ends: list[float], lowest: float = -1, highest: float = 101) -> tuple[float, float]:
-    """Axis limits, in percent, that hold all middles, and intervals up to half as far again as the middles spread.
-
-    A t-interval of two seeds may be so long that nothing else could be seen; what leaves the axes has no cap.
-    """
-    low, high = np.nanmin(middles), np.nanmax(middles)
-    room = max((high - low) / 2, 5)
-    low, high = max(np.nanmin([low, *ends]), low - room), min(np.nanmax([high, *ends]), high + room)
-    margin = 0.04 * (high - low)
-    return max(low - margin, lowest), min(high + margin, highest)
-
-
-def point(ax: Axes, y: float, look: dict, seeds: int, middle: float, low: float, high: float) -> None:
-    """A mean with its interval; hollow with one seed."""
-    ax.errorbar(middle, y, xerr=[[middle - low], [high - middle]], color=look["color"], capsize=2, zorder=2)
-    ax.plot(middle, y, marker=look["marker"], color=look["color"], markersize=4.5, zorder=3,
-            markerfacecolor="white" if seeds == 1 else look["color"])
-
-
-def note(figure: figures.Figure, seeds: str, one_seed: str, *more: str) -> None:
-    """Say at the foot what the intervals are, and how the seeds and a single one of them are drawn."""
-    parts = [f"mean and 95% interval over seeds{seeds}", f"{one_seed}: 1 seed, over its questions", "no cap: cut off"]
-    figure.supxlabel(("; " if figure.get_figwidth() == figures.PAGE else ";\n").join([*parts, *more]), fontsize=6.5)
 
 
 def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any]], split: str) -> figures.Figure:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from gen_ablation_fig import REFERENCES, estimate, estimates, limits, name_missing, note, reference_lines
 from graft.errors import exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.estimates import REFERENCES, estimate, estimates, limits, name_missing, note, reference_lines
 
 BASELINE = {"color": "0.55", "linestyle": "-", "linewidth": 0.9}
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from gen_locality_fig import INIT
 from graft.errors import exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.spectra import INIT
 
 ACROSS = 4  # panels in a row
 WRITTEN = 5  # blocks up to which every value is written into its cell

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gen_locality_fig import GREY, INIT, draw_spectrum, groups, spectrum
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, results, stats
+from graft.reporting.spectra import GREY, INIT, draw_spectrum, groups, spectrum
 
 Runs = dict[str, list[dict[str, Any]]]
 PANELS: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {

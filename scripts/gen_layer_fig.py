@@ -5,9 +5,9 @@
 
 import pandas as pd
 
-from gen_locality_fig import column, groups, legend, lines, over_seeds
 from graft.errors import exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.spectra import column, groups, legend, lines, over_seeds
 
 
 def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:

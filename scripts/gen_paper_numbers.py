@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gen_teacher_fig import gains
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import results
+from graft.reporting.gains import gains
 
 SPLIT = "test"
 FORENSICS = {  # column: (key of the summary, its reference under uniform attention, decimals)

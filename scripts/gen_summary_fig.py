@@ -10,9 +10,9 @@ drawn where they are there; the ones asked for by --conditions must be in every 
 import numpy as np
 import pandas as pd
 
-from gen_ablation_fig import estimates, limits, note, point
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.estimates import estimates, limits, note, point
 
 CONDITIONS = [*results.GAP, "baseline", "distill", "kd_only"]
 

@@ -7,46 +7,12 @@ teachers must be among eval_checkpoints.py's --references. Controls with shuffle
 """
 
 import sys
-from pathlib import PurePosixPath
-from typing import Any
 
 import pandas as pd
 
-from graft.errors import UserError, exit_cleanly
+from graft.errors import exit_cleanly
 from graft.reporting import figures, results
-
-
-def teacher_of(condition: dict[str, Any]) -> str:
-    """Name of the condition that trained the teacher; "" without one whose knowledge was passed on."""
-    changed = {key: new for key, _, new in condition.get("differs", ())}
-    if changed.get("teacher.shuffle") is True or changed.get("teacher.random_weights") is True:
-        return ""
-    path = PurePosixPath(str(changed.get("teacher.path", "")))
-    return path.parent.name if path.name.startswith("seed") else path.name
-
-
-def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
-    """One row a condition with a scored teacher: accuracies, gain with its interval, both efficiencies; fractions.
-
-    `ratio` = student / teacher, which the original calls transfer efficiency and which rewards bad teachers;
-    `gap_closed` = (student - baseline) / (teacher - baseline), NaN unless the teacher is better than the baseline.
-    """
-    conditions, baseline = content["conditions"], content.get("baseline", "")
-    if baseline not in conditions:
-        raise UserError("no baseline to compare with; score it with eval_checkpoints.py --baseline")
-    mean = {name: c["summary"][split]["accuracy"]["mean"] for name, c in conditions.items() if split in c["summary"]}
-    rows = []
-    for name, condition in conditions.items():
-        teacher, versus = teacher_of(condition), condition["vs_baseline"].get(split, {}).get("accuracy")
-        if teacher not in mean or versus is None:
-            continue
-        gap = mean[teacher] - mean[baseline]
-        rows.append({"condition": name, "teacher": teacher, "split": split, "seeds": versus["seeds"][0],
-                     "teacher_accuracy": mean[teacher], "baseline_accuracy": mean[baseline],
-                     "gain": versus["difference"], "low": versus["ci95"][0], "high": versus["ci95"][1],
-                     "ratio": mean[name] / mean[teacher],
-                     "gap_closed": versus["difference"] / gap if gap > 0 else float("nan")})
-    return pd.DataFrame(rows)
+from graft.reporting.gains import gains, teacher_of
 
 
 def draw(rows: pd.DataFrame) -> figures.Figure:

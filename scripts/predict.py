@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from eval_robustness import build_student, mirrors
 from graft import config
 from graft.augment import to_float
 from graft.config import parts
@@ -132,13 +131,13 @@ def main() -> None:
     rebuild.refuse_text(cfg, run_dir)
     task = parts.build("tasks", cfg.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, info = build_student(cfg, task, options.weights, device)
+    student, info = rebuild.classifier(cfg, task, options.weights, device)
     images = torch.stack([read_image(file, task, options.invert) for file in files]).to(device)
     bright, usual = float(to_float(images).mean()), task.mean[0]
     if task.channels == 1 and abs(1 - bright - usual) + 0.2 < abs(bright - usual):
         print(f"note: the images' mean brightness is {bright:.2f}, the run was trained on {usual:.2f}; should light "
               f"and dark be exchanged ({'without' if options.invert else 'with'} --invert)?")
-    model = AveragedViews(student, mirrors(cfg)) if options.tta else student
+    model = AveragedViews(student, rebuild.mirrors(cfg)) if options.tta else student
     rows = [{"file": str(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
     options.out.mkdir(parents=True, exist_ok=True)
     about = {"run": str(run_dir), "step": info["step"], "tta": options.tta}

@@ -16,11 +16,11 @@ from torch import nn
 
 from graft import config
 from graft.config.options import Config
+from graft.students._tiny_lm import make
 from graft.students.causal_lm import CausalLM
 from graft.tasks import gsm8k
 from graft.tasks._text import TextTask
 from graft.training.journal import read
-from make_tiny_lm import make
 from small import ROOT, environment
 
 FAMILIES = ("qwen3", "llama", "gemma3")

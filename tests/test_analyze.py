@@ -15,6 +15,7 @@ import eval_checkpoints
 from graft import config, keyed
 from graft.config import parts
 from graft.errors import UserError
+from graft.evaluation import forensics
 from graft.probes import attention, hypotheses, similarity
 from graft.reporting import stats
 from graft.runtime import checkpoint
@@ -94,7 +95,7 @@ def test_the_untrained_reference_is_what_the_run_started_from(study, tmp_path, m
         started.update(student.state_dict())
         raise Stop
 
-    runs = analyze.Runs(analyze.Settings((), "test", 9, 9, 0, "linear", 9, torch.device("cpu")), "auto")
+    runs = forensics.Runs(forensics.Settings((), "test", 9, 9, 0, "linear", 9, torch.device("cpu")), "auto")
     cfg = config.load([study / "distill/seed1/config.yaml"])
     state = torch.get_rng_state()
     untrained = runs.untrained(cfg).state_dict()

@@ -15,8 +15,8 @@ SIZES = {"reps": 2, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ff": 
 @pytest.mark.slow
 def test_it_runs_and_compares_equal_losses():
     words = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
-    done = subprocess.run([sys.executable, "scripts/bench_language.py", *words], env=environment(), cwd=ROOT, text=True,
-                          capture_output=True)
+    done = subprocess.run([sys.executable, "scripts/bench/bench_language.py", *words], env=environment(), cwd=ROOT,
+                          text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["loss_difference"] < 1e-5 and found["gradient_difference"] < 1e-4

@@ -14,7 +14,7 @@ import gen_roc_fig
 import gen_teacher_fig
 from graft.errors import UserError
 from graft.probes import classification
-from graft.reporting import figures, results
+from graft.reporting import figures, gains, results
 from test_results import DATA, make_run, scored
 
 CLASSES = ["cat", "dog", "eel", "fox"]
@@ -152,7 +152,7 @@ def test_gain_by_teacher(monkeypatch, tmp_path, capsys):
 def test_a_bad_teacher_closes_no_gap(tmp_path):
     content = results.read_results(teacher_study(tmp_path))
     content["conditions"]["cnn_teacher"]["summary"]["test"]["accuracy"]["mean"] = 0.5
-    row = gen_teacher_fig.gains(content, "test").iloc[0]
+    row = gains.gains(content, "test").iloc[0]
     assert row["ratio"] > 1 and np.isnan(row["gap_closed"])
 
 

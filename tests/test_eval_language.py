@@ -16,17 +16,16 @@ from omegaconf import OmegaConf
 
 import eval_checkpoints
 import eval_icl
-import language_scorer
 from graft import config
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import _transformers, answers
+from graft.evaluation import _transformers, answers, language
 from graft.evaluation.generation import Generated
 from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
 from graft.runtime.process import accelerator
+from graft.students._tiny_lm import make
 from graft.tasks._context import encode
-from make_tiny_lm import make
 from small import ROOT, environment
 
 BASE = """
@@ -185,13 +184,13 @@ def test_best_on_validation_is_chosen_and_test_looked_at_once(study, monkeypatch
     entry = json.loads(kept.read_text())
     entry["metrics"]["accuracy"]["value"] = 0.0
     kept.write_text(json.dumps(entry))
-    scorer = language_scorer.Scorer(best_of(study, ["val"]), accelerator())
+    scorer = language.Scorer(best_of(study, ["val"]), accelerator())
     cfg = config.load([study / "baseline/seed0/config.yaml"])
     task = parts.build("tasks", cfg.task)
     (chosen,) = scorer.score("baseline", study / "baseline/seed0", cfg, task)
     assert chosen["step"] == 10 and len(scorer.curve) == 2
     capsys.readouterr()
-    scorer = language_scorer.Scorer(best_of(study, ["val", "test"]), accelerator())
+    scorer = language.Scorer(best_of(study, ["val", "test"]), accelerator())
     assert [e["step"] for e in scorer.score("baseline", study / "baseline/seed0", cfg, task)] == [10, 10]
     assert "test was scored before at step 20, now at 10" in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ import gen_hessian_fig
 import gen_layer_fig
 import gen_locality_fig
 from graft.errors import UserError
-from graft.reporting import figures, results
+from graft.reporting import figures, results, spectra
 from test_figures import call
 
 SCRIPTS = {gen_locality_fig: ("locality_spectrum", figures.COLUMN),
@@ -22,7 +22,7 @@ SCRIPTS = {gen_locality_fig: ("locality_spectrum", figures.COLUMN),
            gen_forensics_fig: ("forensics_summary", figures.PAGE),
            gen_hessian_fig: ("hessian_spectrum", figures.COLUMN)}
 SEEDS = {"baseline": 2, "distill": 3, "one": 1}
-INIT = gen_locality_fig.INIT
+INIT = spectra.INIT
 
 
 def cka(matrix, null=0.01):
@@ -104,12 +104,12 @@ def test_locality_sorts_each_seed_by_itself(draw):
 
 
 def test_lines_bands_and_references_are_on_the_page(content):
-    found = gen_locality_fig.groups(content, ["baseline", "one"], "here")
-    table = pd.concat([gen_locality_fig.spectrum(runs).assign(condition=name) for name, runs in found.items()])
+    found = spectra.groups(content, ["baseline", "one"], "here")
+    table = pd.concat([spectra.spectrum(runs).assign(condition=name) for name, runs in found.items()])
     with figures.style():
         _, (low, high) = figures.axes(4, 2, 1, 2)
-        gen_locality_fig.draw_spectrum(low, table, uniform=4.1365, collapsed=1.6)
-        gen_locality_fig.draw_spectrum(high, table, uniform=4.1365, collapsed=1.5)
+        spectra.draw_spectrum(low, table, uniform=4.1365, collapsed=1.6)
+        spectra.draw_spectrum(high, table, uniform=4.1365, collapsed=1.5)
     labels = [line.get_label() for line in low.lines]
     assert labels == ["baseline", "one (1 seed)", INIT, "uniform (4.136)", "collapsed (< 1.60)"]
     assert [line.get_label() for line in high.lines] == labels[:-1]  # no head is below 1.5
@@ -184,11 +184,11 @@ def test_summary_means_and_errors(draw):
 
 
 def texts(content, chosen):
-    found = gen_forensics_fig.groups(content, chosen, "here")
+    found = spectra.groups(content, chosen, "here")
     seeds = pd.concat([gen_forensics_fig.by_seed(found, panel) for panel in gen_forensics_fig.PANELS])
-    spectra = pd.concat([gen_locality_fig.spectrum(runs).assign(condition=name) for name, runs in found.items()])
+    heads = pd.concat([spectra.spectrum(runs).assign(condition=name) for name, runs in found.items()])
     with figures.style():
-        panels = gen_forensics_fig.draw(content, found, seeds, spectra).axes
+        panels = gen_forensics_fig.draw(content, found, seeds, heads).axes
     return [[text.get_text() for text in panel.texts] for panel in panels], panels
 
 

@@ -19,8 +19,8 @@ from graft.evaluation import _vllm, engines, generation
 from graft.evaluation._transformers import Transformers
 from graft.evaluation.generation import Generated, Source, Stop
 from graft.students import _language
+from graft.students._tiny_lm import make
 from graft.tasks import _prompts
-from make_tiny_lm import make
 
 CPU = torch.device("cpu")
 LONGEST = 40

@@ -19,12 +19,13 @@ ROOMS = [
     {"runtime"},
     {"tasks", "losses", "augment", "reporting"},
     {"students"},
-    {"evaluation", "probes"},
+    {"probes"},
+    {"evaluation"},
     {"training"},
     {"teachers"},
     {"train_baseline", "train_distill", "train_ss_distill", "train_ssl_teacher", "train_ablation"},
 ]
-SCRIPTS = [path for path in sorted((ROOT / "scripts").rglob("*.py"))]
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
 
 def row(room: str) -> int:
@@ -92,12 +93,12 @@ def test_configuration_does_not_import_torch():
                                      r"yaml\.load\(", r"shell\s*=\s*True", r"torch\.hub", r"joblib\.load",
                                      r"trust_remote_code\s*=\s*True", r"register_forward_hook"])
 def test_nothing_unsafe(pattern):
-    for path in [*SOURCE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for path in [*SOURCE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
         assert not re.search(pattern, path.read_text()), f"{path}: {pattern}"
 
 
 def test_shell_scripts_are_strict_and_clean():
-    scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci/run"]
+    scripts = [*(ROOT / "scripts").rglob("*.sh"), ROOT / ".ci/run"]
     for script in scripts:
         text = script.read_text()
         assert script.name == "run" or "set -euo pipefail" in text or re.search(r'(lib|language)\.sh"', text), script
@@ -116,7 +117,7 @@ def test_every_file_is_a_part_or_private(kind):
 
 
 def test_public_functions_have_docstrings():
-    for path in [*SOURCE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for path in [*SOURCE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 entry = node.name == "loss" or node.name == "apply" or node.name == "build"

@@ -13,7 +13,7 @@ import gen_curves_fig
 import gen_summary_fig
 from graft.errors import UserError
 from graft.evaluation import answers
-from graft.reporting import figures, results, stats
+from graft.reporting import estimates, figures, results, stats
 from test_figures import call
 
 SCRIPTS = {gen_ablation_fig: "ablation", gen_checkpoint_fig: "checkpoint", gen_summary_fig: "summary"}
@@ -149,7 +149,7 @@ def test_flexible_shares_are_drawn_where_they_differ(study, flexible_gap):
     for i, name in enumerate(("baseline", "distill")):
         content["conditions"][name]["gap_closed"]["test"]["accuracy_flexible"] = {
             "value": 0.4 + i, "ci95": [0.3 + i, 0.6 + i] if flexible_gap else [None, None], "scope": "examples"}
-    found, gaps = gen_ablation_fig.estimates(content, "test"), gen_ablation_fig.shares(content, "test")
+    found, gaps = estimates.estimates(content, "test"), gen_ablation_fig.shares(content, "test")
     rows = pd.DataFrame([found[name] for name in LEVELS]).join(gaps, on="condition")
     with figures.style():
         share = gen_ablation_fig.draw(rows, gen_ablation_fig.seed_values(content, list(LEVELS), "test"), found,
@@ -245,7 +245,7 @@ def test_summary_groups_the_studies(draw, study, tmp_path):
 
 
 def test_summary_marks(study):
-    found = gen_ablation_fig.estimates(results.read_results(study), "test")
+    found = estimates.estimates(results.read_results(study), "test")
     table = pd.DataFrame([{"study": "a", **found["baseline"]}, {"study": "b", **found["base_0shot"]},
                           {"study": "b", **found["baseline"]}])
     with figures.style():
@@ -260,10 +260,10 @@ def test_summary_marks(study):
 
 def test_intervals_leave_the_axes_and_middles_do_not():
     nan = float("nan")
-    assert gen_ablation_fig.limits([40, 60], [45, 55]) == pytest.approx((39.2, 60.8))
-    assert gen_ablation_fig.limits([40, 60], [-300, 64, nan]) == pytest.approx((30 - 1.36, 64 + 1.36))
-    assert gen_ablation_fig.limits([1, 99, nan], [-300, 300]) == (-1, 101)
-    assert gen_ablation_fig.limits([0, 100], [-300, 110], -1e9, 1e9) == pytest.approx((-56.4, 116.4))
+    assert estimates.limits([40, 60], [45, 55]) == pytest.approx((39.2, 60.8))
+    assert estimates.limits([40, 60], [-300, 64, nan]) == pytest.approx((30 - 1.36, 64 + 1.36))
+    assert estimates.limits([1, 99, nan], [-300, 300]) == (-1, 101)
+    assert estimates.limits([0, 100], [-300, 110], -1e9, 1e9) == pytest.approx((-56.4, 116.4))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -252,9 +252,9 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
 
 
 def test_mirror_images_are_averaged_only_where_training_mirrored(tmp_path):
-    assert not eval_robustness.mirrors(tiny(tmp_path))
-    assert eval_robustness.mirrors(tiny(tmp_path, "augment=[{name: flip}]"))
-    assert not eval_robustness.mirrors(tiny(tmp_path, "augment=[{name: flip, p: 0.0}]"))
+    assert not rebuild.mirrors(tiny(tmp_path))
+    assert rebuild.mirrors(tiny(tmp_path, "augment=[{name: flip}]"))
+    assert not rebuild.mirrors(tiny(tmp_path, "augment=[{name: flip, p: 0.0}]"))
 
 
 def test_a_language_run_is_refused_where_images_are_looked_at():

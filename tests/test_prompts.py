@@ -11,8 +11,8 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 from graft.errors import UserError
+from graft.students._tiny_lm import FAMILIES, make
 from graft.tasks import _prompts
-from make_tiny_lm import FAMILIES, make
 
 SHOTS = [("Question: 1 + 1?", "Two.\n#### 2"), ("Question: é 漢?", "¿#### 3")]
 QUESTION, ANSWER = "Question: 2 + 3?", "Five, <<2+3=5>>5.\n#### 5"

@@ -7,9 +7,9 @@ import pytest
 
 from graft import config
 from graft.errors import UserError
+from graft.students._tiny_lm import make
 from graft.tasks import strings
 from graft.tasks._context import Context, choose, encode
-from make_tiny_lm import make
 from small import ROOT
 from test_sequences import run_sequence, started
 

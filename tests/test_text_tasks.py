@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from graft.errors import UserError
+from graft.students._tiny_lm import make
 from graft.tasks import commonsenseqa, gsm8k, math
 from graft.tasks._text import Item
-from make_tiny_lm import make
 
 TRAIN, TEST = 60, 12
 

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from graft.errors import UserError
+from graft.students._tiny_lm import make
 from graft.tasks import _context, _prompts
 from graft.tasks._answers import number
 from graft.tasks._context import Context, choose, derangement, encode
 from graft.tasks._text import Item, TextTask, text_task
-from make_tiny_lm import make
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,15 @@ from graft.runtime import checkpoint
 from graft.tasks._task import Task
 
 
+def runs_of(base_dir: Path, condition: str) -> list[Path]:
+    """The run folders of a condition by seed. Raises UserError if there are none."""
+    found = sorted(base_dir.glob(f"{condition}/seed*/config.yaml"), key=lambda f: int(f.parent.name[4:]))
+    if not found:
+        have = ", ".join(sorted({f.parent.parent.name for f in base_dir.glob("*/seed*/config.yaml")})) or "none"
+        raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {have}")
+    return [file.parent for file in found]
+
+
 class Tasks:
     """The data sets of runs, on the device; runs that have the same one share it."""
 
@@ -50,3 +59,16 @@ def student(cfg: Config, run_dir: Path, task: Task, weights: str = "auto") -> tu
     module = architecture(cfg.student, task)
     module.load_state_dict(state)
     return module.eval(), info
+
+
+def classifier(cfg: Config, task: Task, weights: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """A finished run's student and what its checkpoint says. Raises UserError if it has no classifier."""
+    if cfg.method == "ssl_teacher":
+        raise UserError(f"{cfg.run_dir}: a self-supervised run has no classifier to score")
+    module, info = student(cfg, cfg.run_dir, task, weights)
+    return module.to(device), info
+
+
+def mirrors(cfg: Config) -> bool:
+    """Whether the run was trained to see an image and its mirror image as the same."""
+    return any(part.name == "flip" and part.args["p"] > 0 for part in cfg.augment)

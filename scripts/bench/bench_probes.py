@@ -1,6 +1,6 @@
 """What the forensics cost: ratios within one run, DeiT-Tiny at 32 pixels.
 
-    python scripts/bench_probes.py [--reps 5] [--images 512] [--cka_images 2048]
+    python scripts/bench/bench_probes.py [--reps 5] [--images 512] [--cka_images 2048]
 
 The last line is one JSON object:
 

@@ -1,6 +1,6 @@
 """What the training loop costs beyond the arithmetic: ratios within one run, DeiT-Tiny at 32 pixels.
 
-    python scripts/bench_train.py [--reps 5] [--steps 4] [--batch_size 128]
+    python scripts/bench/bench_train.py [--reps 5] [--steps 4] [--batch_size 128]
 
 The last line is one JSON object:
 
@@ -36,7 +36,7 @@ from graft.augment import Augment
 from graft.config import parts
 from graft.training.journal import read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE = ROOT / "configs/base/cifar10_deit.yaml"
 CLASSES = 10
 

@@ -1,6 +1,6 @@
 """What context distillation costs here and in its original design: ratios within one run.
 
-    python scripts/bench_language.py [--reps 3] [--micro 2] [--accumulate 2]
+    python scripts/bench/bench_language.py [--reps 3] [--micro 2] [--accumulate 2]
 
 The model has Qwen3's architecture and random weights: 4 layers, 512 wide, 151,936 tokens. Items are random letters
 with the lengths that GSM8K has in Qwen3's tokens: question 65 and answer 145 on average, log-normal, so that the
@@ -67,6 +67,7 @@ from graft import config
 from graft.config import parts
 from graft.config.options import Config
 from graft.students._language import DTYPES
+from graft.students._tiny_lm import make
 from graft.students.causal_lm import CausalLM
 from graft.tasks import _prompts
 from graft.tasks._context import Context, encode
@@ -75,9 +76,8 @@ from graft.teachers import _topk_cache, context_lm
 from graft.training.learner import Learner
 from graft.training.objective import Objective
 from graft.training.optim import build_optimizer
-from make_tiny_lm import make
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "configs/base/gsm8k_qwen1b7.yaml", ROOT / "configs/distill/fewshot.yaml"]
 QUESTION, ANSWER = (65, 0.38), (144, 0.49)  # tokens without the template: mean, standard deviation of their logarithm
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt

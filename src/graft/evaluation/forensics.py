@@ -1,0 +1,150 @@
+"""What forensics measures of one run: attention, similarity of layers, curvature of the loss."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft import config, keyed
+from graft.config import parts
+from graft.config.options import Config
+from graft.errors import UserError
+from graft.evaluation import rebuild
+from graft.probes import _images, attention, similarity
+
+SCHEMA_VERSION = 1
+FIELD_IMAGES = 64  # of the effective receptive field, which needs a backward pass a layer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured on which images."""
+
+    metrics: tuple[str, ...]
+    split: str
+    images: int
+    cka_images: int
+    hessian_images: int
+    kernel: str
+    batch_size: int
+    device: torch.device
+
+
+class Runs:
+    """Rebuilds the models of runs; data sets and teachers are built once."""
+
+    def __init__(self, settings: Settings, weights: str):
+        self.settings, self.weights = settings, weights
+        self.task = rebuild.Tasks(settings.device)
+        self.teachers: dict[str, nn.Module] = {}
+
+    def student(self, run_dir: Path) -> tuple[Config, nn.Module, dict[str, Any]]:
+        """A finished run's configuration, student and checkpoint facts."""
+        if not (run_dir / "config.yaml").is_file():
+            raise UserError(f"{run_dir}: has no config.yaml; expected a run's folder, <condition>/seed<k>")
+        cfg = config.load([run_dir / "config.yaml"])
+        rebuild.refuse_text(cfg, run_dir)
+        student, info = rebuild.student(cfg, run_dir, self.task(cfg), self.weights)
+        return cfg, student.to(self.settings.device), info
+
+    def untrained(self, cfg: Config) -> nn.Module:
+        """The student as the run's seed initialised it (without published weights, if it started from some)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed.key(cfg.seed, "student"))
+            return rebuild.architecture(cfg.student, self.task(cfg)).to(self.settings.device)
+
+    def teacher(self, cfg: Config) -> nn.Module | None:
+        """The run's teacher, if it has one."""
+        if cfg.teacher.name == "none":
+            return None
+        key = json.dumps([cfg.teacher.name, cfg.teacher.args, cfg.task.name, cfg.task.args], sort_keys=True)
+        if key not in self.teachers:
+            self.teachers[key] = parts.build("teachers", cfg.teacher, self.task(cfg)).to(self.settings.device)
+        return self.teachers[key]
+
+    def images(self, cfg: Config, count: int):
+        """Batches of the first `count` fixed images."""
+        split = self.task(cfg).splits[self.settings.split]
+        return _images.batches(split, _images.fixed_index(split, count), self.settings.batch_size)
+
+    def labelled(self, cfg: Config, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same images in one piece (N, C, H, W), with their labels (N,)."""
+        split = self.task(cfg).splits[self.settings.split]
+        images, labels = next(split.batches([_images.fixed_index(split, count)]))
+        return images, labels
+
+
+def look(runs: Runs, cfg: Config, student: nn.Module) -> tuple[dict[str, Any], attention.Heads]:
+    """Attention statistics and effective receptive field of a student."""
+    heads = attention.head_statistics(student, runs.images(cfg, runs.settings.images))
+    names = [f"patch.{i}" for i in range(student.depth)]
+    fields = attention.receptive_field(student, runs.images(cfg, min(FIELD_IMAGES, runs.settings.images)), names)
+    for field in fields.values():
+        del field["map"]
+    return {**attention.summary(heads), "receptive_field": {"unit": "pixels", "layers": fields}}, heads
+
+
+def compare(runs: Runs, cfg: Config, first: nn.Module, second: nn.Module) -> dict[str, Any]:
+    """CKA between the blocks of two models; also of one with itself."""
+    return similarity.cka(first, second, runs.images(cfg, runs.settings.cka_images), kernel=runs.settings.kernel)
+
+
+def curve(runs: Runs, cfg: Config, student: nn.Module) -> dict[str, Any]:
+    """Curvature of the loss at a student."""
+    from graft.probes import curvature  # its library takes seconds to import
+    images, labels = runs.labelled(cfg, runs.settings.hessian_images)
+    return curvature.analyse(student, images, labels, batch_size=runs.settings.batch_size)
+
+
+def entry(runs: Runs, cfg: Config, student: nn.Module, info: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """All that is asked for of one run, and each image's attention distance (n,) or None."""
+    metrics = runs.settings.metrics
+    found: dict[str, Any] = {"seed": cfg.seed, "step": info["step"], "weights": info["weights"],
+                             "checkpoint_sha256": info["sha256"]}
+    distance = None
+    if "attention" in metrics:
+        seen, heads = look(runs, cfg, student)
+        found |= seen
+        distance = heads.image_distance.numpy()
+    if "cka" in metrics:
+        teacher = runs.teacher(cfg)
+        found["cka"] = {"self": compare(runs, cfg, student, student),
+                        "teacher": None if teacher is None else compare(runs, cfg, student, teacher)}
+    if "hessian" in metrics:
+        found["hessian"] = curve(runs, cfg, student)
+    return found, distance
+
+
+def describe(runs: Runs, cfg: Config) -> dict[str, Any]:
+    """The images everything was measured on."""
+    task, settings = runs.task(cfg), runs.settings
+    size = len(task.splits[settings.split])
+    sizes = {"attention": settings.images, "cka": settings.cka_images, "hessian": settings.hessian_images}
+    return {"id": task.data_id, "fingerprint": task.fingerprint, "split": settings.split,
+            "n": {name: min(sizes[name], size) for name in settings.metrics}}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that both analysis scripts have."""
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument("--images", type=int, default=512, help="for attention; all, if the split has fewer")
+    parser.add_argument("--cka_images", type=int, default=2048, help="for similarity")
+    parser.add_argument("--kernel", choices=["linear", "rbf"], default="linear", help="of CKA")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
+                        help="auto: the averaged weights where a run has them")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_runs(options: argparse.Namespace, metrics: list[str], hessian_images: int) -> Runs:
+    """From the command line. Raises UserError for a number of images that cannot be."""
+    for name in ("images", "cka_images", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    return Runs(Settings(tuple(metrics), options.split, options.images, options.cka_images, hessian_images,
+                         options.kernel, options.batch_size, torch.device(options.device)), options.weights)
