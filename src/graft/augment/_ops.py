@@ -2,8 +2,9 @@
 
 Definitions and magnitudes are those of `torchvision.transforms.v2` for uint8 tensors, which is the tests' oracle
 (version 1 rounds elsewhere). Three kinds: operations on single grey levels become one look-up table per image and
-channel; Color, Sharpness and Hue compute; the rest are nearest-neighbour warps (`_warp` says how equal). Arithmetic that torchvision does in one rounding (x + a·y) is done in float64 and
-rounded to float32 once, because the result is cut off to an integer.
+channel; Color, Sharpness and Hue compute; the rest are nearest-neighbour warps (`_warp` says how equal they are).
+Arithmetic that torchvision does in one rounding (x + a·y) is done in float64 and rounded to float32 once, because
+the result is cut off to an integer.
 """
 
 import functools
