@@ -13,7 +13,7 @@ from torch import nn
 
 from graft.errors import UserError
 from graft.outputs import Outputs
-from graft.probes import attention
+from graft.probes import attention, receptive_field
 from graft.probes.attention import Geometry
 from test_students import TINY, a_task, images, student
 
@@ -234,15 +234,15 @@ def test_receptive_field_of_known_maps():
     x = torch.rand(3, 2, 4, 4)
     own = torch.zeros(4, 4, 4)
     own[3, 2:, 2:] = 1.0  # the central token of a 2x2 grid is its last
-    found = attention.receptive_field(Linear(own), x.split(2), ["patch.0"])["patch.0"]
+    found = receptive_field.receptive_field(Linear(own), x.split(2), ["patch.0"])["patch.0"]
     assert found["n"] == 3 and torch.tensor(found["map"]).equal(own[3] / 4)
     assert found["radius"] == pytest.approx(math.sqrt(0.5))
-    everywhere = attention.receptive_field(Linear(torch.ones(4, 4, 4)), [x], ["patch.0"])["patch.0"]
+    everywhere = receptive_field.receptive_field(Linear(torch.ones(4, 4, 4)), [x], ["patch.0"])["patch.0"]
     assert everywhere["relative"] == pytest.approx(1) and everywhere["uniform"] > found["radius"]
     weight = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
-    squared = attention.receptive_field(Linear(weight), [x], ["patch.0"])["patch.0"]["map"]
+    squared = receptive_field.receptive_field(Linear(weight), [x], ["patch.0"])["patch.0"]["map"]
     torch.testing.assert_close(torch.tensor(squared), weight[3].square() / weight[3].square().sum())
-    assert attention.receptive_field(Linear(torch.zeros(4, 4, 4)), [x], ["patch.0"])["patch.0"]["radius"] is None
+    assert receptive_field.receptive_field(Linear(torch.zeros(4, 4, 4)), [x], ["patch.0"])["patch.0"]["radius"] is None
 
 
 def test_receptive_field_of_a_student_is_the_squared_jacobian():
@@ -253,7 +253,7 @@ def test_receptive_field_of_a_student_is_the_squared_jacobian():
     expected = jacobian.square().sum((0, 1, 2))  # over the token's 4 numbers, images, channels
     expected = expected / expected.sum()
     many = x.repeat(64, 1, 1, 1)  # other random signs for every repetition
-    found = attention.receptive_field(model, many.split(32), ["patch.0"])["patch.0"]
+    found = receptive_field.receptive_field(model, many.split(32), ["patch.0"])["patch.0"]
     assert float((torch.tensor(found["map"]) - expected).abs().sum()) < 0.2
     place = torch.arange(32) + 0.5 - 18  # patch (4, 4) of 4 pixels has its centre at 18
     away = (place[:, None].square() + place.square()).sqrt()

@@ -14,7 +14,7 @@ from graft.config import parts
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import rebuild
-from graft.probes import _images, attention, similarity
+from graft.probes import _images, attention, receptive_field, similarity
 
 SCHEMA_VERSION = 1
 FIELD_IMAGES = 64  # of the effective receptive field, which needs a backward pass a layer
@@ -82,7 +82,7 @@ def look(runs: Runs, cfg: Config, student: nn.Module) -> tuple[dict[str, Any], a
     """Attention statistics and effective receptive field of a student."""
     heads = attention.head_statistics(student, runs.images(cfg, runs.settings.images))
     names = [f"patch.{i}" for i in range(student.depth)]
-    fields = attention.receptive_field(student, runs.images(cfg, min(FIELD_IMAGES, runs.settings.images)), names)
+    fields = receptive_field.receptive_field(student, runs.images(cfg, min(FIELD_IMAGES, runs.settings.images)), names)
     for field in fields.values():
         del field["map"]
     return {**attention.summary(heads), "receptive_field": {"unit": "pixels", "layers": fields}}, heads
