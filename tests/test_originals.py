@@ -58,7 +58,7 @@ def test_presets_have_the_published_values(name):
     assert train.eval_every == "1ep", "patience counts epochs"
     assert cfg.objective[0].args == {"smoothing": 0.1, "smooth_soft": False}
     grey = cfg.task.name == "mnist"
-    task = Task(cfg.task.name, "", "", [str(k) for k in range(10)], 1 if grey else 3, 28 if grey else 32,
+    task = Task(cfg.task.name, "", {}, [str(k) for k in range(10)], 1 if grey else 3, 28 if grey else 32,
                 [0.5] * (1 if grey else 3), [0.25] * (1 if grey else 3), {})
     args = cfg.student.args | ({"pretrained": False} if "pretrained" in cfg.student.args else {})
     part = config.Part(cfg.student.name, args)

@@ -21,8 +21,10 @@ def a_task(channels: int = 3, size: int = 32, classes: int = 10, n: int = 12) ->
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
     split = ResidentSplit(images, torch.arange(n) % classes)
-    return Task("random", "random", f"{channels}-{size}-{n}", [f"class {k}" for k in range(classes)], channels, size,
-                [0.4, 0.5, 0.6][:channels], [0.2, 0.25, 0.3][:channels], dict.fromkeys(("train", "val", "test"), split))
+    names = ("train", "val", "test")
+    return Task("random", "random", dict.fromkeys(names, f"{channels}-{size}-{n}"),
+                [f"class {k}" for k in range(classes)], channels, size, [0.4, 0.5, 0.6][:channels],
+                [0.2, 0.25, 0.3][:channels], dict.fromkeys(names, split))
 
 
 def student(name: str, task: Task, **args):

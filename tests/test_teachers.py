@@ -258,7 +258,9 @@ def test_a_cache_is_built_once_and_again_when_it_is_not_what_it_says(cached, mon
     with torch.no_grad():
         frozen.model.blocks[1].mlp.fc2.weight[0, 0] += 1e-3
     assert make().folder != first.folder
-    assert len({make().folder, make(split="test").folder, make(given=replace(task, fingerprint="other")).folder}) == 3
+    others = [replace(task, fingerprints={**task.fingerprints, split: "other"}) for split in ("train", "test")]
+    assert len({make().folder, make(split="val").folder, make(given=others[0]).folder}) == 3
+    assert make(given=others[1]).folder == make().folder, "other test images throw no training cache away"
 
 
 def _flip_last_byte(file: Path) -> None:

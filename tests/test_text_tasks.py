@@ -109,7 +109,7 @@ def test_the_hub_is_read_at_a_pinned_commit(tmp_path, lm, monkeypatch):
     assert "40 hex digits, got 'main'" in one_line(gsm8k.build, tokenizer=lm, source="hub", revision="main")
     local = gsm8k.build(tokenizer=lm, root=write(tmp_path / "sums"), revision=commit)
     assert len(asked) == 2 and "local" in local.data_id
-    assert local.items_sha256 == hub.items_sha256 and local.fingerprint == hub.fingerprint
+    assert local.fingerprints == hub.fingerprints and local.fingerprint == hub.fingerprint
     (tmp_path / "hub/main/test-00000-of-00001.parquet").write_bytes(b"PAR1")
     assert "not a readable parquet file" in one_line(gsm8k.build, tokenizer=lm, root=str(tmp_path / "hub"))
 

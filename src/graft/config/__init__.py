@@ -12,6 +12,6 @@ list below it. Two exceptions make deltas short and safe:
 Everything here runs before torch is imported, so a typo costs a second, not a minute.
 """
 
-from graft.config.building import difference, load, merge
+from graft.config.building import difference, load, merge, restored
 
-__all__ = ["difference", "load", "merge"]
+__all__ = ["difference", "load", "merge", "restored"]

@@ -24,6 +24,14 @@ def load(files: Iterable[str | Path], overrides: Iterable[str] = (), **scalars: 
     return merge(files, overrides, scalars)[0]
 
 
+def restored(values: dict[str, Any], source: str, **scalars: Any) -> Config:
+    """The configuration that a checkpoint holds (`Config.identity`), then `scalars`; `source` is named by errors."""
+    merged = Merge()
+    merged.add(source, values)
+    merged.add(source, scalars)
+    return _complete(merged)
+
+
 def merge(files: Iterable[str | Path], overrides: Iterable[str], scalars: dict) -> tuple[Config, dict[str, str]]:
     """As `load`, with the source of every value that is not a default, by key."""
     merged = Merge()

@@ -6,7 +6,8 @@ A checkpoint is a folder `checkpoint-<step>` with
     average.safetensors    its EMA or SWA weights, if the run keeps them
     objective.safetensors  projectors and heads, if the objective has any
     optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
-    trainer.json           step, epoch, world size, config digest, best validation score, early stopping
+    trainer.json           step, epoch, world size, configuration, best validation score, early stopping, and what data
+                           it was trained on: classes, sizes, normalisation, digests (`graft.runtime.identity`)
     config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools
     manifest.json          name -> size and sha256 of the files above; written last
 
@@ -191,10 +192,37 @@ def load(path: Path, mapped: bool = False) -> tuple[dict[str, dict[str, Tensor]]
     return tensors, optimizer, json.loads((path / "trainer.json").read_text())
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, begun or finished."""
+    return bool(steps(folder)) or (folder / "config.yaml").is_file()
+
+
+def info_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's trainer.json, which its manifest vouches for; the other files are not looked at.
+
+    Raises UserError if it is missing or changed.
+    """
+    file = path / "trainer.json"
+    try:
+        manifest, content = json.loads((path / "manifest.json").read_text()), file.read_bytes()
+        if manifest[file.name]["sha256"] != hashlib.sha256(content).hexdigest():
+            raise UserError(f"{file}: content differs from its sha256")
+        return json.loads(content)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: missing or unreadable, or not listed in {path}/manifest.json") from None
+
+
+def newest(run_dir: Path) -> Path:
+    """The folder of a run's newest checkpoint, intact or not. Raises UserError if there is none."""
+    return path_of(run_dir, _any_steps(run_dir)[-1])
+
+
 def finished(run_dir: Path) -> list[int]:
     """Steps of the checkpoints of a finished run, ascending. Raises UserError if it is not finished."""
     have = _any_steps(run_dir)
-    _refuse_unfinished(run_dir, json.loads((path_of(run_dir, have[-1]) / "trainer.json").read_text()))
+    _refuse_unfinished(run_dir, info_of(path_of(run_dir, have[-1])))
     return have
 
 
@@ -203,7 +231,7 @@ def final(run_dir: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises UserError if the run did not finish, or the checkpoint is damaged.
     """
-    path = path_of(run_dir, _any_steps(run_dir)[-1])
+    path = newest(run_dir)
     verify(path)
     info = json.loads((path / "trainer.json").read_text())
     _refuse_unfinished(run_dir, info)

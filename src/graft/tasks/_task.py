@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,12 +114,12 @@ Split = ResidentSplit | StreamedSplit
 class Task:
     """An image classification data set, split; `mean` and `std` per channel are for images in [0, 1].
 
-    `data_id` says which copy of the data was read; `fingerprint` digests what its splits hold.
+    `data_id` says which copy of the data was read; `fingerprints` digest what each split holds, in its order.
     """
 
     name: str
     data_id: str
-    fingerprint: str
+    fingerprints: dict[str, str]  # split -> SHA-256 (hex)
     classes: list[str]
     channels: int
     size: int  # pixels, height and width
@@ -134,9 +135,16 @@ class Task:
         return len(self.classes)
 
     @property
-    def about(self) -> dict[str, str]:
-        """What the metadata and results of a run say about its data."""
-        return {"id": self.data_id, "fingerprint": self.fingerprint}
+    def fingerprint(self) -> str:
+        """One digest for all splits."""
+        return joint_fingerprint(self.fingerprints)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What checkpoints and results say about the data; `graft.runtime.identity` compares it."""
+        return {"id": self.data_id, "fingerprint": self.fingerprint, "fingerprints": self.fingerprints,
+                "sizes": {name: len(split) for name, split in self.splits.items()}, "classes": self.classes,
+                "channels": self.channels, "size": self.size, "mean": self.mean, "std": self.std}
 
 
 def stratified_pick(labels: np.ndarray, count: int, base: int) -> np.ndarray:
@@ -199,5 +207,5 @@ def resident_task(name: str, data_id: str, classes: list[str], train: tuple[np.n
         mean, std = values.mean((0, 2, 3)).tolist(), values.std((0, 2, 3)).tolist()
     splits = {key: ResidentSplit(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
               for key, (images, labels) in arrays.items()}
-    return Task(name, data_id, joint_fingerprint({key: fingerprint(*pair) for key, pair in arrays.items()}),
-                list(classes), train[0].shape[1], train[0].shape[2], mean, std, splits)
+    return Task(name, data_id, {key: fingerprint(*pair) for key, pair in arrays.items()}, list(classes),
+                train[0].shape[1], train[0].shape[2], mean, std, splits)

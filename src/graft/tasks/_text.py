@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class TextTask:
 
     name: str
     data_id: str
-    items_sha256: str  # of every item of every split
+    fingerprints: dict[str, str]  # split -> SHA-256 (hex) of its items, in their order
     prompt: Prompt
     max_length: int  # tokens of a training item without worked examples
     left_out: int  # training items that were longer
@@ -131,16 +132,22 @@ class TextTask:
                 + left_out,)
 
     @property
-    def about(self) -> dict[str, str]:
-        """What the metadata and results of a run say about its data."""
-        return {"id": self.data_id, "fingerprint": self.fingerprint, "layout": self.prompt.layout,
+    def about(self) -> dict[str, Any]:
+        """What checkpoints and results say about the data; `graft.runtime.identity` compares it."""
+        return {"id": self.data_id, "fingerprint": self.fingerprint, "fingerprints": self.fingerprints,
+                "sizes": {name: len(split) for name, split in self.splits.items()}, "layout": self.prompt.layout,
                 "template_sha256": self.prompt.template_sha256, "tokenizer_sha256": self.prompt.tokenizer_sha256}
 
     @property
     def fingerprint(self) -> str:
-        """Digest of items, tokenizer and template."""
-        about = [self.items_sha256, self.prompt.tokenizer_sha256, self.prompt.template_sha256, self.max_length]
+        """One digest for the items of all splits, tokenizer and template."""
+        about = [sorted(self.fingerprints.items()), self.prompt.tokenizer_sha256, self.prompt.template_sha256]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """SHA-256 (hex) of all that items say, in their order."""
+    return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
 
 
 def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Item], prompt: Prompt, *,
@@ -158,12 +165,11 @@ def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Ite
         raise UserError(f"task.subset: {name} has {len(kept)} training items, got {subset}")
     chosen = {"train": [train[i] for i in sorted(kept[:subset or None])],
               "val": [train[i] for i in sorted(order[:held_out])], "test": list(test)}
-    digest = hashlib.sha256(json.dumps({key: [astuple(item) for item in items] for key, items in chosen.items()},
-                                       sort_keys=True).encode()).hexdigest()
     splits = {key: TextSplit(key, items, prompt) for key, items in chosen.items()}
     fits = (splits["train"].lengths <= max_length).tolist()
     if not all(fits):
         splits["train"] = TextSplit("train", [item for item, ok in zip(chosen["train"], fits) if ok], prompt)
     if not len(splits["train"]):
         raise UserError(f"task.max_length: no training item of {name} fits {max_length} tokens")
-    return TextTask(name, data_id, digest, prompt, max_length, fits.count(False), splits, extract, stop)
+    digests = {key: fingerprint(split.items) for key, split in splits.items()}
+    return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop)

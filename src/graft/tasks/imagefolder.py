@@ -18,7 +18,6 @@ from graft.tasks._task import (
     StreamedSplit,
     Task,
     fingerprint,
-    joint_fingerprint,
     stratified_pick,
     stratified_split,
     training_subset,
@@ -59,12 +58,11 @@ def build(*, root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/im
 
     splits = {split: _split(Decode(f"imagefolder {split} image", paths, size, channels), labels, resident)
               for split, (paths, labels) in found.items()}
-    digest = joint_fingerprint({split: _fingerprint(folder, paths, labels, size, channels)
-                                for split, (paths, labels) in found.items()})
+    digests = {split: _fingerprint(folder, paths, labels, size, channels) for split, (paths, labels) in found.items()}
     # ImageNet's statistics; for grey images their mean over the channels.
     mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.449], [0.226])
     data_id = f"imagefolder ({', '.join([folder.resolve().name, f'{len(classes)} classes', *notes])})"
-    return Task("imagefolder", data_id, digest, classes, channels, size, mean, std, splits)
+    return Task("imagefolder", data_id, digests, classes, channels, size, mean, std, splits)
 
 
 @dataclass(frozen=True)

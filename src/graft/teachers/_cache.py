@@ -56,7 +56,7 @@ class TeacherCache:
                  autocast: Callable[[], AbstractContextManager] = nullcontext):
         self.device = torch.device(device)
         names = sorted(set(features)) + ([LOGITS] if teacher.num_classes else [])
-        origin = {"format": FORMAT, "teacher": teacher_fingerprint(teacher, part), "data": task.fingerprint,
+        origin = {"format": FORMAT, "teacher": teacher_fingerprint(teacher, part), "data": task.fingerprints[split],
                   "split": split, "count": len(task.splits[split]), "names": names,
                   "precision": _precision(autocast, self.device.type)}
         key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]

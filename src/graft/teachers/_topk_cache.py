@@ -45,7 +45,7 @@ def about(task: TextTask, context: Context, base: str, precision: str, dtype: st
         raise UserError("teacher.serve: the student's weights are drawn for each run alone, a cache would be another "
                         "model's; name teacher.model")
     return {"format": FORMAT, "model": base, "tokenizer": task.prompt.tokenizer_sha256,
-            "template": task.prompt.template_sha256, "items": task.items_sha256, "max_length": task.max_length,
+            "template": task.prompt.template_sha256, "items": task.fingerprints["train"], "max_length": task.max_length,
             "split": "train", "context": asdict(context), "precision": precision, "dtype": dtype}
 
 

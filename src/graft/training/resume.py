@@ -5,7 +5,7 @@ from typing import Any
 
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.runtime import checkpoint
+from graft.runtime import checkpoint, identity
 from graft.runtime.process import code_sha
 
 
@@ -23,27 +23,33 @@ def find(run_dir: Path, choice: str) -> Path | None:
     return checkpoint.newest_valid(run_dir)
 
 
-def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, origin: dict[str, str]) -> str:
-    """Raise UserError if the checkpoint is of another configuration, number of processes, sharding, data or base model.
+def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, origin: dict[str, Any]) -> list[str]:
+    """Raise UserError, one line with all that differs, if the checkpoint is of another configuration, number of
+    processes, sharding, data or base model.
 
-    Returns a note if only the code differs: that may be a fix, and the next checkpoint records the new commit.
+    `origin` is what a checkpoint says of them. Returns notes on what may differ: the code, for that may be a fix (the
+    next checkpoint records the new commit), and data that are not trained on.
     """
+    found = []
     if info["config_sha256"] != config.sha256:
         old, new = leaves(info["config"]), leaves(config.identity())
         changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
-        raise UserError(f"{path}: was made with another configuration ({'; '.join(changed[:3])}); "
-                        "use another --output_dir")
+        found.append(f"with another configuration ({'; '.join(changed[:3])})")
     if info["world_size"] != world:
-        raise UserError(f"{path}: was made by {info['world_size']} processes, this is {world}; the result would not be "
-                        "bit-identical; launch with the same number")
-    for key, what in (("data_fingerprint", "other data"), ("base", "another base model"),
-                      ("sharding", "another sharding")):
+        found.append(f"by {info['world_size']} processes, this is {world}, and the result would not be bit-identical")
+    trained = identity.of_checkpoint(path, info)
+    if other := identity.differences(trained, origin["data"], ("train", "val")):
+        found.append(f"with other data ({'; '.join(other)})")
+    for key, what in (("base", "base model"), ("sharding", "sharding")):
         if info.get(key) != origin.get(key):
-            raise UserError(f"{path}: was made with {what} ({key} {str(info.get(key))[:12]}, now "
-                            f"{str(origin.get(key))[:12]})")
+            found.append(f"with another {what} ({info.get(key)}, now {origin.get(key)})")
+    if found:
+        raise UserError(f"{path}: was made {'; '.join(found)}: start it again as it was, or use another --output_dir")
+    notes = [f"note: since the last checkpoint another {other}; the run was not trained on it and goes on"
+             for other in identity.differences(trained, origin["data"], ("test",))]
     if info["code_sha"] != code_sha():
-        return f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}"
-    return ""
+        notes.append(f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}")
+    return notes
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

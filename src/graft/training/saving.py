@@ -44,18 +44,18 @@ class Saver:
             return None
         # Of a model in parts each process needs only its own, and all of them may share one host's memory.
         tensors, optimizer, info = checkpoint.load(found[0], mapped=self.sharded)
-        if note := refuse_other_run(found[0], info, self.config, self.world, self._origin()):
+        for note in refuse_other_run(found[0], info, self.config, self.world, self._origin()):
             say(note)
         for stem, module in self.modules.items():
             module.load_state_dict(parted(tensors[stem], module.state_dict()))
         self.optimizer.load_state_dict(parted_optimizer(optimizer, self.optimizer))
         return info
 
-    def _origin(self) -> dict[str, str]:
-        """What a checkpoint of this run cannot be continued without, beside its configuration."""
+    def _origin(self) -> dict[str, Any]:
+        """What a checkpoint of this run says of its origin, beside its configuration."""
         base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
         sharding = {"sharding": "fsdp"} if self.sharded else {}  # sums are added in another order
-        return {"data_fingerprint": self.task.fingerprint, **base, **sharding}
+        return {"data": self.task.about, **base, **sharding}
 
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
@@ -69,7 +69,8 @@ class Saver:
             optimizer = gathered(self.optimizer.state_dict(), self.main)
         if self.main:
             info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
-                    "config": self.config.identity(), "code_sha": code_sha(), **self._origin()}
+                    "config": self.config.identity(), "task_root": self.config.task.args.get("root", ""),
+                    "code_sha": code_sha(), **self._origin()}
             texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
             try:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
