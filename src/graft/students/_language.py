@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from graft.errors import UserError
-from graft.runtime import checkpoint
+from graft.runtime import checkpoint, digests
+from graft.runtime.identity import of_checkpoint
 from graft.tasks import _prompts
 from graft.tasks._text import TextTask
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+CONTENT = {".safetensors", ".bin", ".gguf", ".py"}  # suffixes of files that decide what a model computes
 
 
 def folder_of(model: str, key: str = "student.model") -> str:
@@ -26,7 +27,7 @@ def folder_of(model: str, key: str = "student.model") -> str:
     which is not a model.
     """
     folder = Path(model)
-    if (folder / "config.yaml").is_file():
+    if checkpoint.is_run(folder):
         folder, _ = checkpoint.final(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load its base and put the adapter inside
         raise UserError(f"{key}: {model}: is an adapter; name a model, or a run of full fine-tuning")
@@ -57,8 +58,9 @@ def load(key: str, model: str, revision: str, dtype: str, attention: str, random
 
 def refuse_other_tokenizer(key: str, task: TextTask, model: str, revision: str) -> None:
     """Raise UserError if a model's own tokenizer is not the task's: its tokens would mean something else."""
-    if folder_of(model, key) != model:  # a run of this project: no tokenizer lies beside its weights
-        theirs = json.loads((Path(model) / "metadata.json").read_text())["data"]["tokenizer_sha256"]
+    where = Path(folder_of(model, key))
+    if str(where) != model and checkpoint.is_run(where.parent):  # a run of this project: its checkpoint knows
+        theirs = of_checkpoint(where, checkpoint.info_of(where))["tokenizer_sha256"]
     else:
         try:
             theirs = _prompts.load(model, revision).tokenizer_sha256
@@ -70,10 +72,9 @@ def refuse_other_tokenizer(key: str, task: TextTask, model: str, revision: str) 
 
 
 def identity(model: str, revision: str, key: str = "student.model") -> str:
-    """What the weights are: the hub's commit, or a digest of a folder's configuration and weights.
+    """What the weights are: the hub's commit, or a digest of a folder's configuration and weights, every byte of them.
 
-    Of each file 64 evenly spaced blocks of 64 KiB are read, so that 16 GB take no time; other training changes
-    every block. Raises UserError if there is no such model.
+    16 GB take about ten seconds the first time (`graft.runtime.digests`). Raises UserError if there is no such model.
     """
     folder = Path(folder_of(model, key))
     if not folder.is_dir():
@@ -82,15 +83,9 @@ def identity(model: str, revision: str, key: str = "student.model") -> str:
         except OSError as error:
             raise UserError(f"{key}: {model}: {' '.join(str(error).split())[:300]}") from None
         return f"{model}@{Path(file).parent.name}"  # .../snapshots/<commit>/config.json
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as opened:
-            for i in range(_SAMPLES):
-                opened.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    files = sorted(file for file in folder.iterdir() if file.suffix in CONTENT or file.name == "config.json")
+    about = list(zip([file.name for file in files], digests.of_files(files), strict=True))
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 class Head(nn.Module):
