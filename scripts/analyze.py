@@ -13,7 +13,7 @@ from pathlib import Path
 from graft.errors import exit_cleanly
 from graft.evaluation.forensics import SCHEMA_VERSION, add_options, describe, entry, make_runs
 from graft.reporting import results
-from graft.runtime.process import code_sha
+from graft.runtime.provenance import code_sha
 
 METRICS = ("attention", "cka", "hessian")
 

@@ -30,7 +30,7 @@ from graft.evaluation.forensics import (
 from graft.evaluation.rebuild import runs_of
 from graft.probes import attention, hypotheses
 from graft.reporting import results, stats
-from graft.runtime.process import code_sha
+from graft.runtime.provenance import code_sha
 
 SUMMARISED = ("avg_attention_distance", "avg_relative_distance", "avg_distance_without_self", "avg_entropy",
               "avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_dispersion",

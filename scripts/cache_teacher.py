@@ -37,7 +37,7 @@ def main() -> None:
     import torch
 
     from graft.config import parts
-    from graft.runtime.process import accelerator
+    from graft.runtime.place import accelerator
     from graft.teachers import _topk_cache, context_lm
 
     args = cfg.teacher.args

@@ -24,7 +24,8 @@ from graft.evaluation import language, rebuild
 from graft.evaluation.engines import ENGINES
 from graft.evaluation.scoring import score
 from graft.reporting import results, tables
-from graft.runtime.process import accelerator, code_sha
+from graft.runtime.place import accelerator
+from graft.runtime.provenance import code_sha
 from graft.tasks._text import TextTask
 
 SPLITS = ("val", "test")

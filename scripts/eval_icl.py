@@ -22,7 +22,8 @@ from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
 from graft.evaluation import answers, engines, generation
 from graft.reporting import results, tables
-from graft.runtime.process import accelerator, code_sha
+from graft.runtime.place import accelerator
+from graft.runtime.provenance import code_sha
 from graft.students import _language
 from graft.tasks._context import Context, encode
 from graft.tasks._text import TextTask

@@ -27,7 +27,7 @@ from graft.evaluation.scoring import score
 from graft.probes import classification
 from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
 from graft.reporting import results, stats
-from graft.runtime.process import code_sha
+from graft.runtime.provenance import code_sha
 from graft.tasks._task import Split, Task
 
 SUMMARISED = ("accuracy", "nll", "brier", "ece")

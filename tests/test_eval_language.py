@@ -23,7 +23,7 @@ from graft.evaluation import _transformers, answers, language
 from graft.evaluation.generation import Generated
 from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
-from graft.runtime.process import accelerator
+from graft.runtime.place import accelerator
 from graft.students._tiny_lm import make
 from graft.tasks._context import encode
 from small import ROOT, environment

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from graft import config
-from graft.config import Config, parts
+from graft.config import parts
+from graft.config.options import Config, Part
 from graft.config.schema import to_steps
 from graft.tasks._task import Task
-from graft.training import objective
+from graft.training.terms import weight_at
 from small import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -61,7 +62,7 @@ def test_presets_have_the_published_values(name):
     task = Task(cfg.task.name, "", {}, [str(k) for k in range(10)], 1 if grey else 3, 28 if grey else 32,
                 [0.5] * (1 if grey else 3), [0.25] * (1 if grey else 3), {})
     args = cfg.student.args | ({"pretrained": False} if "pretrained" in cfg.student.args else {})
-    part = config.Part(cfg.student.name, args)
+    part = Part(cfg.student.name, args)
     built = sum(p.numel() for p in parts.build("students", part, task).parameters())
     assert built == parameters or (name == "convnext_v2_cifar" and abs(built - parameters) < 5000)
 
@@ -97,7 +98,7 @@ def test_the_headline_run_of_exp3_is_the_preset_with_the_overrides_of_its_commen
 def test_presets_share_the_weight_between_labels_and_teacher(name, start, end):
     """(1 - alpha) ce + alpha kd with alpha 0 for five epochs, then from `start` to `end` along a cosine."""
     terms, per_epoch, total = original(name).objective, 10, 10 * int(original(name).train.duration[:-2])
-    at = lambda step: [objective._weight(term, step, total, per_epoch) for term in terms]  # noqa: E731
+    at = lambda step: [weight_at(term, step, total, per_epoch) for term in terms]  # noqa: E731
     assert [term.name for term in terms] == ["ce", "kd"]
     assert at(0) == at(49) == [1.0, 0.0]
     assert at(50) == pytest.approx([1 - start, start]) and at(total - 1) == pytest.approx([1 - end, end])

@@ -18,7 +18,7 @@ import pytest
 from graft.config.options import Config
 from graft.errors import Locked, NoValidCheckpoint, UserError, exit_cleanly
 from graft.runtime import checkpoint
-from graft.runtime.process import LEASE_SECONDS
+from graft.runtime.lock import LEASE_SECONDS
 from small import ROOT, command, environment, launch, run_main, tiny, weights
 
 FORK = multiprocessing.get_context("forkserver")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from graft import config
 from graft.config import schema
+from graft.config.options import Config
 from graft.errors import UserError
 from graft.losses import topk
 from graft.outputs import TopK
@@ -265,7 +266,7 @@ def test_position_is_left_to_the_caller():
 
 # --------------------------------------------------------------------------------------------- configuration
 
-def configured(tmp_path, term: str) -> config.Config:
+def configured(tmp_path, term: str) -> Config:
     path = tmp_path / "some.yaml"
     path.write_text("task: {name: gsm8k, tokenizer: x}\nstudent: {name: causal_lm, model: x}\n"
                     f"teacher: {{name: context_lm}}\nobjective: [{{name: topk, {term}}}]\n")

@@ -24,8 +24,9 @@ from graft.augment import Augment
 from graft.config import parts
 from graft.config.options import Config
 from graft.errors import exit_cleanly
-from graft.training.objective import Objective, needs_teacher
+from graft.training.objective import Objective
 from graft.training.run import Run
+from graft.training.terms import needs_teacher
 
 
 def main(cfg: Config) -> None:

@@ -19,7 +19,7 @@ from graft import keyed
 from graft.errors import UserError
 from graft.reporting import results
 from graft.runtime import checkpoint
-from graft.runtime.process import code_sha
+from graft.runtime.provenance import code_sha
 from graft.tasks._text import Ragged, TextTask
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from graft.errors import UserError
 from graft.reporting import stats
 from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed
-from graft.runtime.checkpoint import write_text
+from graft.runtime.files import write_text
 
 SCHEMA_VERSION = 1
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")

@@ -63,13 +63,6 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any],
          info: dict[str, Any], keep: int, best_step: int | None = None, texts: dict[str, str] | None = None) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK, on_device
-from graft.runtime.checkpoint import write_text
+from graft.runtime.files import write_text
 from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir

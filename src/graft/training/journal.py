@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graft.runtime.checkpoint import write_text
+from graft.runtime.files import write_text
 
 
 class Journal:

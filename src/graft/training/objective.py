@@ -3,7 +3,6 @@
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,9 @@ from graft.config import parts, schema
 from graft.config.options import Term
 from graft.errors import UserError
 from graft.outputs import LOGITS_AT_ONCE, Outputs, TopK
+from graft.training.terms import Built, fewest, needs_teacher, pairs_of, position_of, text_of, weight_at
 
 Grid = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Built:
-    """A term that counts, ready to be called."""
-
-    name: str  # unique in the run: the second `cka` of the configuration is `cka#2`
-    term: Term
-    tensors: tuple[str, ...]  # what its loss wants, by name
-    pairs: tuple[tuple[str, str], ...]  # (student feature, teacher feature) per layer; empty: logits only
-
-    @property
-    def position(self) -> str:
-        """Of a language model's logits: `rows` predict the answer tokens, `next` is one position later."""
-        return _position(self.term)
 
 
 class Objective(nn.Module):
@@ -48,7 +33,7 @@ class Objective(nn.Module):
         assert teacher is None or not any(p.requires_grad for p in teacher.parameters()), "the teacher is not frozen"
         self.student_grid: Grid | None = None  # of the patch tokens that are compared
         self.projectors = nn.ModuleDict()
-        built: list[_Built] = []
+        built: list[Built] = []
         for index, term in enumerate(terms):
             if not term.used:
                 continue
@@ -63,10 +48,10 @@ class Objective(nn.Module):
                                 f"the student {student.num_classes}")
             if "teacher_topk" in tensors and not hasattr(teacher, "k"):
                 raise UserError(f"{where}: needs a teacher that gives its largest logits, such as context_lm")
-            if "teacher_topk" in tensors and _position(term) not in teacher.positions:
+            if "teacher_topk" in tensors and position_of(term) not in teacher.positions:
                 raise UserError(f"{where}: the teacher's cache has no logits for position {term.args['position']}")
-            pairs = _pairs(term) if "student_tokens" in tensors else ()
-            built.append(_Built(name, term, tensors, pairs))
+            pairs = pairs_of(term) if "student_tokens" in tensors else ()
+            built.append(Built(name, term, tensors, pairs))
             projectors = [self._pair(f"{where}, {s} with {t}", name, term, (s, t), student, teacher, seed)
                           for s, t in pairs]
             if any(projectors):
@@ -83,7 +68,7 @@ class Objective(nn.Module):
             if term.tokens == "patch":
                 self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths)
                 tokens = math.prod(self.student_grid)
-            least = _least(term)
+            least = fewest(term)
             if tokens < least and term.args.get("over", "tokens") == "tokens":
                 raise UserError(f"compares at least {least} tokens of an image, got {tokens}"
                                 + ("; over: batch compares images" if "over" in term.args else ""))
@@ -128,14 +113,14 @@ class Objective(nn.Module):
 
     def formula(self) -> str:
         """One line such as `L = 1·ce(smoothing=0.1) + 0.5·cka(layers=[3, 6])`, without what is at its default."""
-        return "L = " + " + ".join(_text(built) for built in self.terms)
+        return "L = " + " + ".join(text_of(built) for built in self.terms)
 
     def weights(self, step: int, total_steps: int, steps_per_epoch: int) -> list[float]:
         """The weight of each term at optimizer step `step` (from 0) of `total_steps`; a pure function.
 
         `before` during the warm-up, then `weight`, which moves to `weight_end` at step total_steps - 1.
         """
-        return [_weight(built.term, step, total_steps, steps_per_epoch) for built in self.terms]
+        return [weight_at(built.term, step, total_steps, steps_per_epoch) for built in self.terms]
 
     def asks_teacher(self, weights: list[float]) -> bool:
         """Whether any term of a weight above 0 looks at the teacher, so that it has to say something at this step."""
@@ -157,13 +142,13 @@ class Objective(nn.Module):
         known = {"logits": student.logits, "distill_logits": student.distill_logits, "targets": targets,
                  "teacher_logits": teacher.logits if teacher is not None else None}
 
-        def layers(built: _Built) -> list[dict[str, Any]]:
+        def layers(built: Built) -> list[dict[str, Any]]:
             return [known | self._tokens(built, layer, student, teacher, visible)
                     for layer in range(len(built.pairs))] or [known]
 
         return self._sum(weights, layers, student.logits, window, micro_share)
 
-    def _sum(self, weights: list[float], layers: Callable[[_Built], list[dict[str, Any]]], states: Tensor,
+    def _sum(self, weights: list[float], layers: Callable[[Built], list[dict[str, Any]]], states: Tensor,
              window: float, micro_share: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the terms and each of them; `layers(term)` are the tensors by name of each its layers."""
         total, values = None, {}
@@ -207,18 +192,18 @@ class Objective(nn.Module):
         logits = {name: head(states[name])
                   for name in {built.position for built, weight in zip(self.terms, weights) if weight}}
 
-        def layers(built: _Built) -> list[dict[str, Any]]:
+        def layers(built: Built) -> list[dict[str, Any]]:
             return [{"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}]
 
         return self._sum(weights, layers, states["rows"], window, micro_share=1.0)  # every term is per position
 
-    def _tokens(self, built: _Built, layer: int, student: Outputs, teacher: Outputs,
+    def _tokens(self, built: Built, layer: int, student: Outputs, teacher: Outputs,
                 visible: Tensor | None) -> dict[str, Any]:
         """The token arguments of one layer of a term."""
         ours, theirs = built.pairs[layer]
         teacher_tokens = teacher.features[theirs]
-        if built.term.args.get("over") == "batch" and len(teacher_tokens) < _least(built.term):
-            raise UserError(f"{built.name}: over: batch compares at least {_least(built.term)} images "
+        if built.term.args.get("over") == "batch" and len(teacher_tokens) < fewest(built.term):
+            raise UserError(f"{built.name}: over: batch compares at least {fewest(built.term)} images "
                             f"of a micro-batch, got {len(teacher_tokens)}")
         if built.term.tokens == "patch":
             teacher_tokens = pool_tokens(teacher_tokens, self.student_grid)
@@ -226,12 +211,6 @@ class Objective(nn.Module):
         return {"student_tokens": student.features[ours], "teacher_tokens": teacher_tokens,
                 "visible": visible if built.term.tokens == "patch" else None,
                 "projector": projectors[layer] if projectors is not None else None}
-
-
-def needs_teacher(terms: tuple[Term, ...]) -> bool:
-    """Whether any term that is ever used looks at the teacher."""
-    return any("teacher" in tensor
-               for term in terms if term.used for tensor in schema.part_tensors("losses", term.name))
 
 
 def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
@@ -246,44 +225,3 @@ def pool_tokens(tokens: Tensor, grid: Grid) -> Tensor:
         return tokens
     blocks = tokens.unflatten(1, (height, factor, width, factor))
     return blocks.mean((2, 4), dtype=torch.float32).to(tokens.dtype).flatten(1, 2)
-
-
-def _pairs(term: Term) -> tuple[tuple[str, str], ...]:
-    ours = term.layers or ["final"]
-    return tuple((f"{term.tokens}.{s}", f"{term.tokens}.{t}") for s, t in zip(ours, term.teacher_layers or ours))
-
-
-def _position(term: Term) -> str:
-    return "next" if term.args.get("position") == "published" else "rows"
-
-
-def _least(term: Term) -> int:
-    """The fewest tokens (or images) the term's loss can compare."""
-    return schema.part_constant("losses", term.name, "MIN_TOKENS") or 1
-
-
-def _weight(term: Term, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    start = schema.to_steps(term.warmup, steps_per_epoch, total_steps)
-    if step < start:
-        return term.before
-    if term.weight_end < 0:
-        return term.weight
-    last = total_steps - 1
-    done = min(1.0, (step - start) / (last - start)) if last > start else 1.0
-    if term.schedule == "cosine":
-        done = (1 - math.cos(math.pi * done)) / 2
-    return term.weight + (term.weight_end - term.weight) * done
-
-
-def _text(built: _Built) -> str:
-    """`weight·name(what differs from its default)`."""
-    term = built.term
-    defaults = schema.part_fields("losses", term.name)
-    shown = {key: value for key, value in term.args.items() if value != defaults[key].default}
-    common = schema.dataclass_fields(Term)
-    shown |= {key: getattr(term, key) for key in ("layers", "teacher_layers", "tokens", "warmup", "before", "schedule")
-              if getattr(term, key) != common[key].default}
-    weight = f"{term.weight:g}" + (f"→{term.weight_end:g}" if term.weight_end >= 0 else "")
-    listed = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                       for key, value in shown.items())
-    return f"{weight}·{built.name}" + (f"({listed})" if listed else "")

@@ -6,7 +6,7 @@ from typing import Any
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.runtime import checkpoint, identity
-from graft.runtime.process import code_sha
+from graft.runtime.provenance import code_sha
 
 
 def find(run_dir: Path, choice: str) -> Path | None:

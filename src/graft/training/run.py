@@ -23,7 +23,9 @@ from graft.config.options import Config
 from graft.config.schema import to_steps
 from graft.errors import NonFinite, Preempted
 from graft.outputs import Batch
-from graft.runtime.process import Job, StopSignal, accelerator, die_with_parent
+from graft.runtime.place import accelerator
+from graft.runtime.signals import StopSignal, die_with_parent
+from graft.runtime.status import Job
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.batches import micro_batches, plan

@@ -12,7 +12,9 @@ from torch import nn
 from graft.config.options import Config
 from graft.errors import DiskProblem
 from graft.runtime import checkpoint
-from graft.runtime.process import code_sha, provenance, write_status
+from graft.runtime.files import write_text
+from graft.runtime.provenance import code_sha, provenance
+from graft.runtime.status import write_status
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.resume import find, refuse_other_run
@@ -92,9 +94,9 @@ class Saver:
         attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
         entry = {**provenance(), "resumed_at": step, "total_steps": total_steps, "world_size": self.world,
                  "config_sha256": self.config.sha256}
-        checkpoint.write_text(path, json.dumps({
+        write_text(path, json.dumps({
             "schema_version": 1, "data": self.task.about,
             "parameters": sum(p.numel() for p in self.student.parameters()),
             "attempts": [*attempts, entry]}, indent=1) + "\n")
-        checkpoint.write_text(self.config.run_dir / "config.yaml",
+        write_text(self.config.run_dir / "config.yaml",
                               OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))
