@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from graft.runtime.checkpoint import sha256, write_text
+from graft.runtime.checkpoint import sha256
+from graft.runtime.files import write_text
 
 YOUNG = 2.0  # seconds
 
