@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from graft.errors import UserError
 from graft.tasks import _prompts
-from graft.tasks._sources import data_root, from_hub
+from graft.tasks._files import data_root, from_hub
 from graft.tasks._text import Item, TextTask, text_task
 
 Row = dict[str, Any]

@@ -1,7 +1,5 @@
 """Reading MNIST and CIFAR-10 from parquet files, from torchvision's folder or from the Hugging Face hub."""
 
-import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from torchvision.datasets.utils import check_integrity
 
 from graft.errors import UserError
 from graft.tasks import _cache
+from graft.tasks._files import data_root, from_hub
 from graft.tasks._images import describe, open_image
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
@@ -58,11 +57,6 @@ def load(source: Source, kind: str, root: str, revision: str) -> tuple[dict[str,
         if len(labels) != expected:
             notes.append(f"{split} {len(labels):,} of {expected:,} rows")
     return arrays, f"{source.name} ({origin}, {', '.join(dict.fromkeys(notes))})"
-
-
-def data_root(root: str, name: str) -> Path:
-    """The folder of a data set: `root`, or where that is empty `$GRAFT_DATA/<name>`, or `data/<name>`."""
-    return Path(root) if root else Path(os.environ.get("GRAFT_DATA") or "data") / name
 
 
 def _missing(source: Source, folder: Path, split: str) -> str:
@@ -157,7 +151,7 @@ def _rows(file: Path) -> Iterator[dict]:
             yield from (row or {} for row in batch.column(name).to_pylist())
 
 
-# --------------------------------------------------------------------------------- torchvision and hub
+# ----------------------------------------------------------------------------------------- torchvision
 
 def _verify(source: Source, root: Path) -> None:
     """Refuse files whose md5 is not the published one: CIFAR-10's are pickles, which can run code."""
@@ -168,20 +162,3 @@ def _verify(source: Source, root: Path) -> None:
                             f"hf download {source.hub} --repo-type dataset --local-dir {root}")
         if not check_integrity(path, md5):
             raise UserError(f"{source.name}: {path} is damaged: its md5 is not the published {md5}")
-
-
-def from_hub(name: str, hub: str, revision: str) -> Path:
-    """The local copy of the parquet files of repository `hub` at one commit, downloaded if it is not there yet.
-
-    Raises `UserError` if `revision` is no commit, or the hub cannot be reached.
-    """
-    if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise UserError(f"task.revision: source hub needs a commit of {hub}, 40 hex digits, got {revision!r}")
-    from huggingface_hub import snapshot_download  # slow to import
-
-    try:
-        return Path(snapshot_download(hub, repo_type="dataset", revision=revision,
-                                      allow_patterns="*.parquet"))
-    except Exception as error:  # HTTP, offline, disk: no common error
-        raise UserError(f"{name}: cannot get {hub}@{revision[:7]} from the hub: "
-                        f"{' '.join(str(error).split())}") from None

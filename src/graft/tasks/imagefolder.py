@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from graft.errors import UserError
 from graft.keyed import key
+from graft.tasks._files import data_root
 from graft.tasks._images import open_image
-from graft.tasks._sources import data_root
 from graft.tasks._task import (
     ResidentSplit,
     Split,
