@@ -73,7 +73,29 @@ BAD_FILES = [
     ("seed: -1", "seed", ">= 0"),
     ("ssl: {local_scale: [0.5, 0.2]}", "ssl.local_scale", "[low, high]"),
     ("optim: {lr: '${oc.env:HOME}'}", "optim.lr", "resolvers are not allowed"),
-    ("optim: {lr: '${optim.nothing}'}", "optim.nothing", "not found"),
+    ("optim: {lr: '${optim.nothing}'}", "optim.lr", "${optim.nothing} is not found; did you mean"),
+    ("method: '${oc.env:HOME}'", "method", "resolvers are not allowed"),
+    ("task: {name: imagefolder, root: '${method}-${oc.env:HOME}'}", "task.root", "resolvers are not allowed"),
+    ("task: {name: imagefolder, root: '${${method}}'}", "task.root", "resolvers are not allowed"),
+    ("task: {name: imagefolder, root: '${method'}", "task.root", "not valid YAML"),
+    ("optim: {betas: [0.9, '${oc.env:HOME}']}", "optim.betas", "resolvers are not allowed"),
+    ("optim: {lr: '${optim.min_lr}', min_lr: '${optim.lr}'}", "optim.lr", "back to itself: optim.lr -> optim.min_lr"),
+    ("optim: {betas: [0.9, '${optim.betas}']}", "optim.betas.1", "is not one value"),
+    ("optim: {lr: '${optim}'}", "optim.lr", "is not one value"),
+    ("task: {name: imagefolder, root: '" + "${train.duration}" * 900 + "'}\ntrain: {duration: 123456st}", "task.root",
+     "longer than 4096 characters"),
+    ("seed: 1" + "0" * 400, "seed", "expected a number of at most 9007199254740992"),
+    ("optim: {lr: 1" + "0" * 400 + "}", "optim.lr", "expected a number of at most"),
+    ("seed: 1" + "0" * 5000, "", "not valid YAML"),
+    ("optim: {warmup: 1" + "0" * 400 + "ep}", "optim.warmup", "a duration"),
+    ("train: {duration: 0.0ep}", "train.duration", "positive"),
+    ('task: {name: imagefolder, root: "a\\0b"}', "task.root", "without control characters"),
+    ('train: {duration: "3ep\\n"}', "train.duration", "control characters"),
+    ("a: &a [*a]", "", "holds itself"),
+    ("[" * 100_000, "", "too many brackets"),
+    ("a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)), "", "more than 10000 values"),
+    ("student: {patch: " + "x" * 5000 + "}", "student.patch", "xxx…"),
     ("optim: {lr: 1.0\n", "", "not valid YAML"),
     ("optim: {lr: 1.0}\noptim: {lr: 2.0}", "", "duplicate key optim"),
     ("- 1", "", "expected a mapping at the top"),
@@ -94,7 +116,8 @@ def test_bad_config_is_one_line_with_file_and_key(tmp_path, text, key, says):
     message = str(caught.value)
     assert "\n" not in message
     assert key in message and says in message, message
-    assert "bad.yaml" in message or "default" in message or "${" in text, message
+    assert "bad.yaml" in message or "default" in message, message
+    assert len(message) < 600
 
 
 def test_there_are_enough_bad_configs():
@@ -107,9 +130,21 @@ def test_there_are_enough_bad_configs():
     (["optim=3"], "optim", "expected a mapping"),
     (["optim=3", "optim.lr=2"], "optim.lr", "conflicts with"),
     (["optim.lr=2", "optim=3"], "optim", "conflicts with"),
-    (["optim.lr=[1"], "optim.lr", "cannot read"),
+    (["optim.lr=[1"], "optim.lr", "expected a number, got '[1'"),
+    (["optim.lr=1 #2"], "optim.lr", "expected a number, got '1 #2'"),
+    (["optim.betas=[1"], "optim.betas", "cannot read"),
+    (["augment=[{name: flip, name: crop}]"], "augment", "duplicate key name"),
+    (["augment=&a [*a]"], "augment", "expected a list"),
+    (["augment=[&a [*a]]"], "augment", "holds itself"),
+    (["train.keep=1e3"], "train.keep", "expected an integer, got '1e3'"),
+    (["train.tensorboard=0"], "train.tensorboard", "true or false"),
+    (["optim.lr=2", "optim={lr: 3}"], "optim", "conflicts with optim.lr"),
+    (["task={name: imagefolder, root: \"${method}-${oc.env:HOME}\"}"], "task.root", "resolvers are not allowed"),
+    (["task.root=\udcff", "task.name=imagefolder"], "task.root", "text in UTF-8"),
     (["objective.kd.weight=1"], "objective.kd", "is not there"),
     (["output_dir=/tmp/Bad Name"], "output_dir", "must be a name"),
+    (["output_dir=/tmp/" + "a" * 70], "output_dir", "1 to 64"),
+    (["output_dir=/tmp/a\n"], "output_dir", "control characters"),
 ])
 def test_bad_override_names_the_command_line(tmp_path, overrides, key, says):
     with pytest.raises(UserError, match=r"^command line: ") as caught:
@@ -117,9 +152,44 @@ def test_bad_override_names_the_command_line(tmp_path, overrides, key, says):
     assert key in str(caught.value) and says in str(caught.value)
 
 
-def test_missing_file_is_named():
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^/no/such\.yaml: no such config file"):
         config.load(["/no/such.yaml"])
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder"):
+        config.load([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["/data #2", "a: b", "off", "1", "1e3", "[1]", "{a: b}", "~", "", "'q'", " x ", "é"])
+def test_text_on_the_command_line_is_taken_as_it_stands(text):
+    assert config.load([BASE], ["task.name=imagefolder", f"task.root={text}"]).task.args["root"] == text
+
+
+def test_other_values_on_the_command_line_are_read_by_the_type_of_their_key():
+    read = config.load([BASE], ["optim.lr=1e-2", "optim.betas=[.5, 1e-1]", "train.tensorboard=no", "train.keep=3",
+                                "train.eval_every=0", "optim.clip=2", "optim.min_lr=${optim.lr}",
+                                "train.checkpoint_every=${train.eval_every}", "augment=[{name: crop, padding: 2}]"])
+    assert (read.optim.lr, read.optim.betas, read.train.tensorboard, read.train.keep) == (0.01, [0.5, 0.1], False, 3)
+    assert (read.train.eval_every, read.optim.clip, read.optim.min_lr) == ("0st", 2.0, 0.01)
+    assert read.train.checkpoint_every == "0st" and read.augment[0].args["padding"] == 2
+
+
+def test_a_mapping_and_a_key_in_it_may_both_be_given():
+    for words in (["task={name: imagefolder, size: 8}", "task.root=b #3"],
+                  ["task.root=b #3", "task={name: imagefolder, size: 8}"]):
+        args = config.load([BASE], words).task.args
+        assert (args["root"], args["size"]) == ("b #3", 8)
+
+
+def test_keys_without_influence_on_the_result_are_no_part_of_the_run():
+    one = config.load([BASE])
+    two = config.load([BASE], ["train.workers=7", "train.keep=9", "train.log_every=3", "train.tensorboard=false",
+                               "train.checkpoint_every=1ep", "resume=never", "output_dir=x"])
+    assert config.difference(one, two) == [] and one.sha256 == two.sha256
+    fields = {key: field for cls in options.SECTIONS.values() for key, field in schema.dataclass_fields(cls).items()}
+    assert {key for key, field in fields.items() if field.same} == {"workers", "keep", "log_every", "tensorboard",
+                                                                    "checkpoint_every"}
+    roots = [config.load([BASE], ["task.name=imagefolder", f"task.root={root}"]).sha256 for root in "ab"]
+    assert roots[0] == roots[1]
 
 
 def test_later_sources_win_and_lists_are_replaced(tmp_path):
@@ -145,8 +215,10 @@ def test_a_part_of_another_name_does_not_inherit_arguments(tmp_path):
 
 
 def test_interpolation_is_resolved_and_checked(tmp_path):
-    base = write(tmp_path, GOOD + "optim: {lr: 0.25, min_lr: '${optim.lr}'}\n", "a.yaml")
-    assert config.load([base]).optim.min_lr == 0.25
+    base = write(tmp_path, GOOD + "optim: {lr: 0.25, min_lr: '${optim.lr}', betas: [0.9, '${optim.gamma}']}\n"
+                                  "output_dir: 'x/${method}-${train.keep}'\n", "a.yaml")
+    read = config.load([base])
+    assert (read.optim.min_lr, read.optim.betas, read.output_dir) == (0.25, [0.9, 0.1], "x/baseline-2")
 
 
 def test_a_saved_config_loads_to_the_same_run(tmp_path):
@@ -210,6 +282,27 @@ def test_help_lists_every_key():
             for key, field in schema.part_fields(kind, name).items():
                 assert key in out
                 assert field.help, f"{kind}/{name}: {key} has no help"
+
+
+def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path):
+    odd = write(tmp_path, "optim: {lr: 0.125}", "a=b.yaml")
+    done = run_script("--base_config", BASE, "--output_dir", "x", "--config", odd, "optim.clip=3", "--print_config")
+    assert re.search(r"lr: 0\.125 +# .*a=b\.yaml", done.stdout) and re.search(r"clip: 3\.0 +# command", done.stdout)
+
+
+@pytest.mark.parametrize("key, value, says", [
+    ("train.duration", "0.01ep", "0.01ep is less than half a step, where an epoch has 10"),
+    ("train.eval_every", "0.01ep", "expected at least 1st, or 0"), ("train.checkpoint_every", "0.04ep", "half a step"),
+    ("optim.period", "0.01ep", "optim.period: 0.01ep")])
+def test_an_interval_of_no_step_is_refused_before_the_first(key, value, says):
+    from types import SimpleNamespace
+
+    from graft.training.batches import plan
+    task = SimpleNamespace(splits={"train": range(105), "val": range(5)}, unit="images")
+    words = {"train.batch_size": "10", "optim.warmup": "0", "optim.schedule": "step", "train.duration": "0.5ep"}
+    assert plan(config.load([BASE], [f"{k}={v}" for k, v in words.items()]), task, 1) == (10, 5)
+    with pytest.raises(UserError, match=says):
+        plan(config.load([BASE], [f"{k}={v}" for k, v in {**words, key: value}.items()]), task, 1)
 
 
 @pytest.mark.parametrize("value, steps", [("3ep", 30), ("7st", 7), ("50%", 100), ("0.5ep", 5)])

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from graft.config import schema
 from graft.config.checks import check_together
+from graft.config.interpolation import resolve
 from graft.config.merging import Merge, checked, common_fields
 from graft.config.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config, Part
-from graft.config.reading import COMMAND_LINE, dotlist, one_line, read
+from graft.config.reading import COMMAND_LINE, dotlist, read
 from graft.config.schema import REQUIRED
 from graft.errors import UserError
 
@@ -51,13 +51,12 @@ def _complete(merge: Merge) -> Config:
     for key, cls in SECTIONS.items():  # with their defaults, so that ${train.precision} finds one
         defaults = {name: rule.default for name, rule in schema.dataclass_fields(cls).items()}
         values[key] = {**defaults, **values.get(key, {})}
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"config: {one_line(error)}") from None
 
     def who(path: str) -> str:
-        return merge.origin.get(path, "default")
+        # an element of a list, such as optim.betas.1, comes from where the list does
+        return merge.origin.get(path) or merge.origin.get(path.rpartition(".")[0], "default")
+
+    resolved = resolve(values, who)
 
     def part(path: str, kind: str, cls: type, data: dict[str, Any]) -> Part:
         name = data["name"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from graft.config import schema
 from graft.config.options import PARTS, Config
-from graft.config.schema import NAME
+from graft.config.schema import NAME, NAME_RULE, amount
 from graft.errors import UserError
 
-COMMIT = re.compile(r"^[0-9a-f]{40}$")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 LANGUAGE_TENSORS = {"logits", "targets", "teacher_topk"}  # what the terms of a language model are given
 
 
@@ -40,15 +40,14 @@ def check_together(config: Config, who: Callable[[str], str], sources: list[str]
     _check_views(config, need)
     if config.output_dir:
         name = Path(config.output_dir).name
-        need(bool(NAME.match(name)), "output_dir",
-             f"its last part must be a name of a-z, 0-9, '.', '_', '-', got {name!r}")
+        need(bool(NAME.fullmatch(name)), "output_dir", f"its last part must be {NAME_RULE}, got {schema.shown(name)}")
 
 
 def _check_recipe(config: Config, need: Need) -> None:
     """Durations, schedules, batches."""
     train, optim = config.train, config.optim
     for path, value in {"train.duration": train.duration, "optim.period": optim.period}.items():
-        need(not value.endswith("%") and not value.startswith("0"), path,
+        need(not value.endswith("%") and not _zero(value), path,
              f"must be a positive 10ep or 500st, got {value!r}")
     need(_comparable(optim.warmup, train.duration) is not False, "optim.warmup",
          f"must be shorter than train.duration {train.duration}, got {optim.warmup!r}", "train.duration")
@@ -57,9 +56,9 @@ def _check_recipe(config: Config, need: Need) -> None:
          f"must not exceed optim.lr {optim.lr}, got {optim.min_lr}", "optim.lr")
     need(train.batch_size % train.accumulate == 0, "train.accumulate",
          f"must divide train.batch_size {train.batch_size}, got {train.accumulate}", "train.batch_size")
-    need(optim.schedule != "plateau" or not train.eval_every.startswith("0"), "train.eval_every",
+    need(optim.schedule != "plateau" or not _zero(train.eval_every), "train.eval_every",
          "schedule plateau needs evaluations, got 0", "optim.schedule")
-    need(not train.stop_after or not train.eval_every.startswith("0"), "train.eval_every",
+    need(not train.stop_after or not _zero(train.eval_every), "train.eval_every",
          "early stopping needs evaluations, got 0", "train.stop_after")
     for key in ("local_scale", "global_scale"):
         low_high = getattr(config.ssl, key)
@@ -139,7 +138,7 @@ def _check_text(config: Config, need: Need) -> None:
          f"full fine-tuning needs fp32 master weights, got {student['dtype']}; set student.dtype=fp32 "
          "(train.precision: bf16 computes in bf16)",
          "student.lora")
-    need(not student["trust_remote_code"] or bool(COMMIT.match(student["revision"])), "student.revision",
+    need(not student["trust_remote_code"] or bool(COMMIT.fullmatch(student["revision"])), "student.revision",
          f"trust_remote_code needs a commit of 40 hex digits, got {student['revision']!r}",
          "student.trust_remote_code")
     precision = teacher.args.get("precision", config.train.precision)
@@ -148,9 +147,13 @@ def _check_text(config: Config, need: Need) -> None:
          "train.precision")
 
 
+def _zero(duration: str) -> bool:
+    return amount(duration)[0] == 0
+
+
 def _comparable(short: str, long: str) -> bool | None:
     """Whether `short` is shorter than `long`; None if their units differ and only the data can tell."""
-    a, b = schema.DURATION.match(short).groups(), schema.DURATION.match(long).groups()
-    if a[1] == "%":
-        return float(a[0]) < 100
-    return float(a[0]) < float(b[0]) if a[1] == b[1] else None
+    (number, unit), (limit, other) = amount(short), amount(long)
+    if unit == "%":
+        return number < 100
+    return number < limit if unit == other else None

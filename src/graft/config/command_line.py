@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from graft.config import merge, schema
@@ -57,11 +58,12 @@ def files_and_overrides(options: argparse.Namespace, rest: list[str]) -> tuple[l
 
     Raises UserError for an option that the parser did not know.
     """
-    # argparse gives `--config a.yaml optim.lr=1` both words; a config file has no '=' in its name.
-    overrides = rest + [word for word in options.config if "=" in word]
+    # argparse gives `--config a.yaml optim.lr=1` both words.
+    files = [word for word in options.config if "=" not in word or Path(word).is_file()]
+    overrides = rest + [word for word in options.config if word not in files]
     if unknown := [word for word in overrides if word.startswith("-")]:
         raise UserError(f"{COMMAND_LINE}: {unknown[0]}: unknown option; see --help")
-    return [options.base_config, *(word for word in options.config if "=" not in word)], overrides
+    return [options.base_config, *files], overrides
 
 
 def _with_origins(config: Config, origin: dict[str, str]) -> str:

@@ -4,8 +4,10 @@ import copy
 from typing import Any
 
 from graft.config import schema
+from graft.config.interpolation import interpolates
 from graft.config.options import DEFAULTS, PART_LISTS, PARTS, SCALARS, SECTIONS
-from graft.config.schema import Field
+from graft.config.reading import Word
+from graft.config.schema import Field, shown
 from graft.errors import UserError
 
 
@@ -55,6 +57,7 @@ class Merge:
 
     def _part_list(self, source: str, key: str, data: Any) -> None:
         kind, cls = PART_LISTS[key]
+        data = _read(source, key, data)
         if isinstance(data, dict):
             for name, change in data.items():
                 places = [i for i, part in enumerate(self.values[key]) if part["name"] == name]
@@ -67,7 +70,7 @@ class Merge:
                     _mapping(source, f"{key}.{name}", change))
             return
         if not isinstance(data, list):
-            raise UserError(f"{source}: {key}: expected a list of parts or a mapping by name, got {data!r}")
+            raise UserError(f"{source}: {key}: expected a list of parts or a mapping by name, got {shown(data)}")
         self.origin = {path: who for path, who in self.origin.items() if not path.startswith(key + ".")}
         self.values[key] = [self._merge_part(source, f"{key}.{i}", kind, cls, {},
                                              _mapping(source, f"{key}.{i}", part)) for i, part in enumerate(data)]
@@ -75,10 +78,11 @@ class Merge:
 
     def _merge_part(self, source: str, path: str, kind: str, cls: type, old: dict, data: dict) -> dict[str, Any]:
         name = data.get("name", old.get("name"))
+        name = str(name) if isinstance(name, Word) else name
         if name is None:
             raise UserError(f"{source}: {path}.name: missing; one of: {', '.join(schema.part_names(kind))}")
         if name not in schema.part_names(kind):
-            raise UserError(f"{source}: {path}.name: unknown: {name!r}"
+            raise UserError(f"{source}: {path}.name: unknown: {shown(name)}"
                             f"{schema.nearest(str(name), schema.part_names(kind))}")
         known = {**schema.part_fields(kind, name), **common_fields(cls)}
         merged = {**old, "name": name}
@@ -94,9 +98,18 @@ class Merge:
 
 
 def _mapping(source: str, path: str, data: Any) -> dict[str, Any]:
+    data = _read(source, path, data)
     if not isinstance(data, dict):
-        raise UserError(f"{source}: {path}: expected a mapping, got {data!r}")
+        raise UserError(f"{source}: {path}: expected a mapping, got {shown(data)}")
     return data
+
+
+def _read(source: str, path: str, data: Any) -> Any:
+    """A mapping or a list from the command line."""
+    try:
+        return data.data() if isinstance(data, Word) else data
+    except UserError as error:
+        raise UserError(f"{source}: {path}: {error}") from None
 
 
 def common_fields(cls: type) -> dict[str, Field]:
@@ -105,13 +118,9 @@ def common_fields(cls: type) -> dict[str, Field]:
 
 
 def checked(source: str, path: str, value: Any, rule: Field) -> Any:
-    """The value as the rule wants it; text with `${key}` as it is. Raises UserError, one line with source and key."""
-    if isinstance(value, str) and "${" in value:
-        if ":" in value.split("${", 1)[1].split("}", 1)[0]:
-            # A resolver such as ${oc.env:HF_TOKEN} would copy secrets into the saved config.
-            raise UserError(f"{source}: {path}: resolvers are not allowed, got {value!r}; plain ${{key}} is")
-        return value  # checked again once resolved
+    """The value as the rule wants it; one with `${key}` as it is. Raises UserError, one line with source and key."""
     try:
-        return schema.check(value, rule)
+        value = value.read(rule) if isinstance(value, Word) else value
+        return value if interpolates(value) else schema.check(value, rule)  # those are checked again once resolved
     except UserError as error:
         raise UserError(f"{source}: {path}: {error}") from None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from graft.config.schema import Field, part_constant
+from graft.config.schema import Field, amount, dataclass_fields, part_constant, part_fields
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Term(Part):
     @property
     def used(self) -> bool:
         """Whether the term ever counts; one that never does is not built at all."""
-        return max(self.weight, self.weight_end, self.before if self.warmup[:-2] != "0" else 0.0) > 0
+        return max(self.weight, self.weight_end, self.before if amount(self.warmup)[0] else 0.0) > 0
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,17 @@ class Train:
     swa_start: Annotated[str, "duration", "swa: equal average of the weights from here on, once an epoch"] = "75%"
     swa_lr: Annotated[float, ">= 0", "swa: constant rate from swa_start on; 0: keep the schedule"] = 0.0
     eval_every: Annotated[str, "duration", "score the validation split; 0: at the end only"] = "5ep"
-    checkpoint_every: Annotated[str, "duration", "save; 0: at the end only"] = "5ep"
-    keep: Annotated[int, ">= 2", "checkpoints kept (the best on validation is kept besides)"] = 2
+    checkpoint_every: Annotated[str, "duration", "save; 0: at the end only",
+                                "a resumed run is the run that was not interrupted"] = "5ep"
+    keep: Annotated[int, ">= 2", "checkpoints kept (the best on validation is kept besides)",
+                    "the last one is scored, and the best one is never removed"] = 2
     stop_after: Annotated[int, ">= 0", "early stopping: evaluations without a better validation loss; 0: never"] = 0
     min_delta: Annotated[float, ">= 0", "what counts as better"] = 0.0
-    log_every: Annotated[int, ">= 1", "optimizer steps between lines of metrics.jsonl"] = 10
-    tensorboard: Annotated[bool, "", "write TensorBoard events, a view of metrics.jsonl"] = True
-    workers: Annotated[int, ">= 0", "processes that decode images of streamed data sets"] = 2
+    log_every: Annotated[int, ">= 1", "optimizer steps between lines of metrics.jsonl",
+                         "means of what was computed anyway"] = 10
+    tensorboard: Annotated[bool, "", "write TensorBoard events, a view of metrics.jsonl", "a view of the log"] = True
+    workers: Annotated[int, ">= 0", "processes that decode images of streamed data sets",
+                       "decoding draws no random number and keeps the order"] = 2
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,19 @@ class Config:
         return bool(part_constant("tasks", self.task.name, "TEXT"))
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where files lie and how it was started."""
+        """What makes two runs the same run: every key that has an influence on the result (see `schema`)."""
+        def matter(values: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
+            return {key: value for key, value in values.items() if key not in fields or not fields[key].same}
+
         flat = self.to_dict()
-        for key in ("output_dir", "resume"):
-            del flat[key]
-        flat["task"].pop("root", None)
-        return flat
+        for key, cls in SECTIONS.items():
+            flat[key] = matter(flat[key], dataclass_fields(cls))
+        for key, (kind, cls) in PARTS.items():
+            flat[key] = matter(flat[key], {**dataclass_fields(cls), **part_fields(kind, flat[key]["name"])})
+        for key, (kind, cls) in PART_LISTS.items():
+            flat[key] = [matter(part, {**dataclass_fields(cls), **part_fields(kind, part["name"])})
+                         for part in flat[key]]
+        return matter(flat, SCALARS)
 
     @property
     def sha256(self) -> str:
@@ -188,8 +199,10 @@ METHODS = ("baseline", "distill", "ss_distill", "ssl_teacher")
 SCALARS = {
     "method": Field("method", str, "baseline", " | ".join(METHODS), "which training script this is for"),
     "seed": Field("seed", int, 0, ">= 0", "initialisation, order, augmentation, drop-path (--seed)"),
-    "output_dir": Field("output_dir", str, "", "", "the condition's folder; the run is its seed<k> (--output_dir)"),
-    "resume": Field("resume", str, "auto", "auto | never | must", "continue from a checkpoint (--resume)"),
+    "output_dir": Field("output_dir", str, "", "", "the condition's folder; the run is its seed<k> (--output_dir)",
+                        "where the run lies"),
+    "resume": Field("resume", str, "auto", "auto | never | must", "continue from a checkpoint (--resume)",
+                    "how the run was started"),
 }
 DEFAULTS: dict[str, Any] = {"teacher": {"name": "none"}, "objective": [{"name": "ce"}], "augment": [],
                             **{key: item.default for key, item in SCALARS.items()}}

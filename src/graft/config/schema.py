@@ -1,12 +1,15 @@
 """What a configuration value may be: its type, its allowed range and one line of help.
 
 A field is declared once, where it is used, as `Annotated[type, rule, help]`: in the dataclasses of
-`config.py` and in the keyword-only arguments of every part (`def build(task, *, patch: Annotated[int,
+`options.py` and in the keyword-only arguments of every part (`def build(task, *, patch: Annotated[int,
 "> 0", "pixels"] = 4)`). Parts are read with `ast`, not imported, so that a typo in a loss's argument
 is reported before torch, which takes seconds to import.
 
 Rules: `"> 0"`, `">= 2"`, `"[0, 1]"`, `"[0, 1)"`, `"soft | hard"` (one of), `"duration"`, `"name"`.
 For a list the rule holds for each element.
+
+A fourth text, `Annotated[type, rule, help, why]`, says why the value has no influence on the result. Such a key is no
+part of what the run is: it may change when a run is resumed, and is no difference between two recipes.
 """
 
 import ast
@@ -15,6 +18,7 @@ import difflib
 import functools
 import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,29 +26,34 @@ from graft.errors import UserError
 
 ROOT = Path(__file__).parent.parent  # the package
 REQUIRED = object()
-NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
-DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ep|st|%)$")
+LARGEST = 2**53  # integers up to here are exact wherever JSON is read
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_RULE = "a name of 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit"
+DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ep|st|%)", re.ASCII)
 # The function of a part's file whose keyword-only arguments are its configuration.
 ENTRY = {"tasks": "build", "students": "build", "teachers": "build", "losses": "loss", "augment": "apply"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One configurable value: its name, type, default (`REQUIRED` if none), rule and help."""
+    """One configurable value: its name, type, default (`REQUIRED` if none), rule and help.
+
+    `same` says why it has no influence on the result; empty: it has one.
+    """
 
     name: str
     type: Any
     default: Any
     rule: str = ""
     help: str = ""
+    same: str = ""
 
 
 def _field(name: str, annotation: Any, default: Any) -> Field:
-    rule = doc = ""
+    notes: list[str] = []
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
-        rule, doc = (*notes, "", "")[:2]
-    return Field(name, annotation, default, rule, doc)
+    return Field(name, annotation, default, *notes)
 
 
 def dataclass_fields(cls: type) -> dict[str, Field]:
@@ -124,38 +133,48 @@ def check(value: Any, field: Field) -> Any:
     """
     if get_origin(field.type) is list:
         if not isinstance(value, list):
-            raise UserError(f"expected a list, got {value!r}")
+            raise UserError(f"expected a list, got {shown(value)}")
         (element,) = get_args(field.type)
         return [check(item, dataclasses.replace(field, type=element)) for item in value]
     if get_origin(field.type) is dict or field.type is dict:
         if not isinstance(value, dict):
-            raise UserError(f"expected a mapping, got {value!r}")
+            raise UserError(f"expected a mapping, got {shown(value)}")
         return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
+        raise UserError(f"expected a number of at most {LARGEST}, got one of {len(f'{abs(value):x}')} hex digits")
     if field.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if field.type is str and field.rule == "duration" and value == 0 and not isinstance(value, bool):
+    if field.rule == "duration" and (value == "0" or (value == 0 and not isinstance(value, bool))):
         value = "0st"
     if not isinstance(value, field.type) or (field.type is int and isinstance(value, bool)):
         names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        raise UserError(f"expected {names[field.type]}, got {value!r}")
+        raise UserError(f"expected {names[field.type]}, got {shown(value)}")
     if field.type is float and not math.isfinite(value):
         raise UserError(f"expected a finite number, got {value!r}")
+    if field.type is str and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+        raise UserError(f"expected text in UTF-8 without control characters, got {shown(value)}")
     if not _obeys(value, field.rule):
-        wanted = {"duration": "a duration such as 10ep, 500st or 5%",
-                  "name": "a name of a-z, 0-9, '.', '_', '-'"}.get(field.rule, field.rule)
-        verb = "one of" if "|" in field.rule else "be"
-        raise UserError(f"must be {wanted}, got {value!r}" if verb == "be"
-                        else f"must be one of {wanted}, got {value!r}")
+        wanted = {"duration": "a duration such as 10ep, 500st or 5%", "name": NAME_RULE}.get(field.rule, field.rule)
+        raise UserError(f"must be {'one of ' if '|' in field.rule else ''}{wanted}, got {shown(value)}")
     return value
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a message, cut short."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _obeys(value: Any, rule: str) -> bool:
     if not rule:
         return True
     if rule == "duration":
-        return bool(DURATION.match(value))
+        return bool(DURATION.fullmatch(value))
     if rule == "name":
-        return bool(NAME.match(value))
+        return bool(NAME.fullmatch(value))
     if "|" in rule:
         return value in [choice.strip() for choice in rule.split("|")]
     if rule[0] in "[(":
@@ -167,8 +186,13 @@ def _obeys(value: Any, rule: str) -> bool:
     return value > float(bound) if operator == ">" else value >= float(bound)
 
 
+def amount(duration: str) -> tuple[float, str]:
+    """A duration's number and unit: `ep` epochs, `st` optimizer steps, `%` of the whole run."""
+    number, unit = DURATION.fullmatch(duration).groups()
+    return float(number), unit
+
+
 def to_steps(duration: str, steps_per_epoch: int, total_steps: int | None = None) -> int:
-    """Optimizer steps in a duration: `"10ep"` epochs, `"500st"` steps, `"5%"` of the whole run."""
-    amount, unit = DURATION.match(duration).groups()
-    scale = {"ep": steps_per_epoch, "st": 1, "%": (total_steps or 0) / 100}[unit]
-    return round(float(amount) * scale)
+    """Optimizer steps in a duration, to the nearest: `"10ep"` epochs, `"500st"` steps, `"5%"` of the whole run."""
+    number, unit = amount(duration)
+    return round(number * {"ep": steps_per_epoch, "st": 1, "%": (total_steps or 0) / 100}[unit])

@@ -16,7 +16,8 @@ NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
                                "where from; auto: parquet files in root, else torchvision's folder there"] = "auto",
-          root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/cifar10, or data/cifar10"] = "",
+          root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/cifar10, or data/cifar10",
+                               "where a copy lies; the items' fingerprint is compared"] = "",
           revision: Annotated[str, "", "source hub: the commit of uoft-cs/cifar10, 40 hex digits"] = "",
           val_fraction: Annotated[float, "[0, 0.5]", "part of the training images held out for validation"] = 0.1,
           split_seed: Annotated[int, ">= 0", "which images those are"] = 0,

@@ -16,7 +16,8 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           source: Annotated[str, "auto | local | hub",
                             "where from; auto: root, or if it has nothing and there is a revision, the hub"] = "auto",
           root: Annotated[str, "", "folder of train.jsonl and test.jsonl; empty: $GRAFT_DATA/gsm8k, or "
-                                   "data/gsm8k"] = "",
+                                   "data/gsm8k",
+                                   "where a copy lies; the items' fingerprint is compared"] = "",
           revision: Annotated[str, "", "source hub: the commit of openai/gsm8k, 40 hex digits"] = "",
           max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 512,
           val_fraction: Annotated[float, "[0, 0.5]", "part of the training items held out for validation"] = 0.05,

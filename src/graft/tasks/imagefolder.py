@@ -27,10 +27,12 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TEST_FRACTION = 0.2  # of root/train, where there is no root/test
 
 
-def build(*, root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/imagefolder, or data/imagefolder"] = "",
+def build(*, root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/imagefolder, or data/imagefolder",
+                               "where a copy lies; the items' fingerprint is compared"] = "",
           size: Annotated[int, "> 0", "pixels: the shorter side is resized to it, the centre cropped"] = 224,
           channels: Annotated[int, "[1, 3]", "3: colour, 1: grey"] = 3,
-          resident: Annotated[bool, "", "decode everything into memory instead of streaming it"] = False,
+          resident: Annotated[bool, "", "decode everything into memory instead of streaming it",
+                               "the same pixels either way"] = False,
           val_fraction: Annotated[float, "[0, 0.5]", "part of the training images held out for validation, where "
                                                      "there is no root/val"] = 0.1,
           split_seed: Annotated[int, ">= 0", "which images those are"] = 0,

@@ -16,7 +16,8 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           layout: Annotated[str, "auto | chat | plain", "auto: the tokenizer's chat template, if it has one"] = "auto",
           source: Annotated[str, "auto | local | hub",
                             "where from; auto: root, or if it has nothing and there is a revision, the hub"] = "auto",
-          root: Annotated[str, "", "folder of train.jsonl and test.jsonl; empty: $GRAFT_DATA/math, or data/math"] = "",
+          root: Annotated[str, "", "folder of train.jsonl and test.jsonl; empty: $GRAFT_DATA/math, or data/math",
+                               "where a copy lies; the items' fingerprint is compared"] = "",
           revision: Annotated[str, "", "source hub: the commit of DigitalLearningGmbH/MATH-lighteval, 40 hex "
                                         "digits"] = "",
           max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 1024,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from graft import keyed
 from graft.config.options import Config, Train
-from graft.config.schema import to_steps
+from graft.config.schema import amount, to_steps
 from graft.errors import UserError
 from graft.outputs import Batch
 from graft.tasks._task import Task
@@ -18,6 +18,7 @@ def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
     if steps_per_epoch == 0:
         raise UserError(f"train.batch_size: {train.batch_size} is more than the {size} training {task.unit}")
     total_steps = to_steps(train.duration, steps_per_epoch)
+    _refuse_nothing(config, steps_per_epoch, total_steps)
     if train.batch_size % (world * train.accumulate):
         raise UserError(f"train.batch_size: {train.batch_size} {task.unit} do not divide into {world} processes × "
                         f"train.accumulate {train.accumulate}")
@@ -26,6 +27,19 @@ def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
     if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):
         raise UserError("task.val_fraction: 0 leaves nothing to decide early stopping or schedule plateau by")
     return steps_per_epoch, total_steps
+
+
+def _refuse_nothing(config: Config, steps_per_epoch: int, total_steps: int) -> None:
+    """Raise UserError for an interval that is not 0 and yet less than half a step: it would mean never."""
+    train, optim = config.train, config.optim
+    intervals = {f"train.{name}": getattr(train, name) for name in ("duration", "eval_every", "checkpoint_every")}
+    if optim.schedule in ("step", "exponential", "cyclic"):
+        intervals["optim.period"] = optim.period
+    for key, value in intervals.items():
+        if amount(value)[0] > 0 and not to_steps(value, steps_per_epoch, total_steps):
+            never = ", or 0: at the end only" if key.endswith("_every") else ""
+            raise UserError(f"{key}: {value} is less than half a step, where an epoch has {steps_per_epoch} and the "
+                            f"run {total_steps}; expected at least 1st{never}")
 
 
 def micro_batches(split, train: Train, seed: int, epoch: int, steps: range, rank: int,

@@ -53,7 +53,7 @@ def lr_at(step: int, optim: Optim, train: Train, steps_per_epoch: int, total_ste
     if train.average == "swa" and train.swa_lr and step >= to_steps(train.swa_start, steps_per_epoch, total_steps):
         return train.swa_lr
     since = step - warmup
-    period = max(1, to_steps(optim.period, steps_per_epoch))
+    period = max(1, to_steps(optim.period, steps_per_epoch))  # the schedules that use it have at least one step
     if optim.schedule == "cosine":
         done = since / max(1, total_steps - 1 - warmup)
         return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
