@@ -13,10 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from graft import config
@@ -27,9 +25,8 @@ from graft.evaluation import rebuild
 from graft.probes.corruptions import AveragedViews
 from graft.probes.saliency import feature_maps, grad_cam
 from graft.reporting import figures
-from graft.tasks._images import open_image
+from graft.tasks._images import SUFFIXES, image_files, read_square, shown
 from graft.tasks._task import Task
-from graft.tasks.imagefolder import SUFFIXES
 
 BATCH = 256
 
@@ -55,7 +52,7 @@ def find_images(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        inside, _ = image_files(path)
         if path.is_dir() and not inside:
             raise UserError(f"{path}: no images ({', '.join(sorted(SUFFIXES))})")
         found += inside if path.is_dir() else [path]
@@ -64,9 +61,7 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 def read_image(path: Path, task: Task, invert: bool) -> Tensor:
     """An image file as the task's images are: uint8 (C, H, W)."""
-    image, _ = open_image(path, "L" if task.channels == 1 else "RGB", str(path))
-    image = ImageOps.fit(ImageOps.exif_transpose(image), (task.size, task.size), Image.Resampling.BICUBIC)
-    pixels = np.array(image).reshape(task.size, task.size, task.channels).transpose(2, 0, 1)
+    pixels = read_square(path, task.channels, task.size, shown(path))
     return torch.from_numpy(255 - pixels if invert else pixels.copy())
 
 
@@ -138,12 +133,12 @@ def main() -> None:
         print(f"note: the images' mean brightness is {bright:.2f}, the run was trained on {usual:.2f}; should light "
               f"and dark be exchanged ({'without' if options.invert else 'with'} --invert)?")
     model = AveragedViews(student, rebuild.mirrors(cfg)) if options.tta else student
-    rows = [{"file": str(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
+    rows = [{"file": shown(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
     options.out.mkdir(parents=True, exist_ok=True)
     about = {"run": str(run_dir), "step": info["step"], "tta": options.tta}
     if options.explain:
         for i, row in enumerate(rows):
-            row["explanation"] = str(options.out / f"{i:04d}-{files[i].stem}.png")
+            row["explanation"] = str(options.out / f"{i:04d}-{Path(row['file']).stem}.png")
             with figures.style():
                 explanation(student, images[i], row, task.classes).savefig(row["explanation"])
     (options.out / "predictions.jsonl").write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows))

@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -255,17 +257,57 @@ def test_cache_is_used_and_renewed(tmp_path, monkeypatch):
     assert cifar10.build(root=root).fingerprint != first.fingerprint
 
 
+def toy(file, value, encoding="PNG"):
+    return _cache.arrays("toy", [file], "3x8", lambda: (np.full(3, value), encoding))
+
+
 def test_interrupted_cache_entry_is_invisible(tmp_path, monkeypatch):
     file = tmp_path / "x"
     file.write_bytes(b"1")
-    with monkeypatch.context() as patch:
-        patch.setattr(_cache.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-        assert "disk full" in one_line(lambda: _cache.arrays("toy", [file], lambda: (np.zeros(3), "PNG")))
-    images, encoding = _cache.arrays("toy", [file], lambda: (np.ones(3), "PNG"))
-    assert images.tolist() == [1, 1, 1] and encoding == "PNG"
+    for broken in (_cache.os, "replace"), (_cache.np, "save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*broken, lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            assert "cannot keep decoded images (No space left" in one_line(lambda: toy(file, 0))
     assert not list((tmp_path / "cache").glob("decoded/*.partial"))
-    os.utime(file, (1, 1))  # rewritten with the same size
-    assert _cache.arrays("toy", [file], lambda: (np.full(3, 2), "PNG"))[0].tolist() == [2, 2, 2]
+    images, encoding = toy(file, 1)
+    assert images.tolist() == [1, 1, 1] and encoding == "PNG"
+    before = file.stat()
+    file.write_bytes(b"2")  # other contents of the same size, and the clock set back
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert toy(file, 2)[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda entry: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:-8] + bytes(8)),
+    lambda entry: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:-4]),
+    lambda entry: (entry / "manifest.json").write_text((entry / "manifest.json").read_text().replace("PNG", "PNH")),
+    lambda entry: (entry / "manifest.json").write_text((entry / "manifest.json").read_text()[:20]),
+    lambda entry: (entry / "manifest.json").write_text("[]"),
+    lambda entry: (entry / "manifest.json").write_bytes(b"\xff"),
+    lambda entry: (entry / "manifest.json").unlink(),
+])
+def test_damaged_cache_entry_is_made_anew(tmp_path, damage):
+    file = tmp_path / "x"
+    file.write_bytes(b"1")
+    toy(file, 7)
+    assert toy(file, 8)[0].tolist() == [7, 7, 7], "it was kept"
+    (entry,) = (tmp_path / "cache").glob("decoded/toy-*[!k]")
+    damage(entry)
+    assert toy(file, 8)[0].tolist() == [8, 8, 8] and toy(file, 9)[1] == "PNG"
+
+
+def test_of_two_who_decode_one_does_and_the_other_waits(tmp_path):
+    (tmp_path / "x").write_bytes(b"1")
+    done = []
+
+    def decode():
+        time.sleep(0.1)
+        done.append(1)
+        return np.ones(3), "PNG"
+
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(_cache.arrays, "toy", [tmp_path / "x"], "3", decode) for _ in range(2)]
+    assert [future.result()[0].tolist() for future in both] == [[1, 1, 1]] * 2 and done == [1]
 
 
 # ---------------------------------------------------------------------------- what is wrong with the data
@@ -283,7 +325,8 @@ def test_missing_data_says_where_what_and_how(tmp_path):
 
 @pytest.mark.parametrize(("damage", "expected"), [
     (lambda row: row[:200], "cannot be decoded"),
-    (lambda row: b"not an image", "is not an image"),
+    (lambda row: b"not an image", "is not an image (PNG, JPEG, WEBP, BMP, GIF, TIFF)"),
+    (lambda row: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "is not an image"),  # would start Ghostscript
     (lambda row: b"", "has no bytes"),
     (lambda row: encode(picture(0, 16)), "expected 32x32 pixels, got 16x16"),
     (lambda row: encode(np.zeros((32, 32), np.uint16)), "expected 8 bits per channel"),
@@ -452,9 +495,119 @@ def test_imagefolder_errors(tmp_path):
     assert "class dog is not in train/" in one_line(imagefolder.build, root=str(tmp_path))
 
 
-def test_imagefolder_fingerprint_sees_files(tmp_path):
-    root = str(write_folder(tmp_path))
-    first = imagefolder.build(root=root, size=12).fingerprint
-    assert first != imagefolder.build(root=root, size=8).fingerprint
-    (tmp_path / "train" / "ant" / "03.png").rename(tmp_path / "train" / "ant" / "03a.png")
-    assert first != imagefolder.build(root=root, size=12).fingerprint
+def test_imagefolder_fingerprint_sees_contents(tmp_path):
+    root, train = str(write_folder(tmp_path)), tmp_path / "train"
+    build = lambda **arguments: imagefolder.build(root=root, **{"size": 12, **arguments}).fingerprints  # noqa: E731
+    first = build()
+    assert first != build(size=8) and first != build(channels=1)
+    assert first == build()
+    # the pixels of two files of one size exchanged, with their times
+    one, other = train / "ant" / "00.png", train / "ant" / "01.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for file, own in zip((one, other), pixels):
+        Image.fromarray(own).save(file)
+    first, stat = build(), one.stat()
+    contents = one.read_bytes(), other.read_bytes()
+    assert len(contents[0]) == len(contents[1])
+    for file, own in zip((one, other), reversed(contents)):
+        file.write_bytes(own)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = build()
+    assert second != first
+    # a split that is not touched keeps its own
+    write_folder(tmp_path, "test", 2)
+    third = build()
+    Image.fromarray(pixels[0]).save(tmp_path / "test" / "ant" / "00.png")
+    fourth = build()
+    assert third["train"] == fourth["train"] and third["val"] == fourth["val"] and third["test"] != fourth["test"]
+
+
+def test_imagefolder_takes_subfolders_and_counts_what_it_leaves_out(tmp_path):
+    write_folder(tmp_path, per_class=10)
+    ant = tmp_path / "train" / "ant"
+    (ant / "more" / "still").mkdir(parents=True)
+    (ant / "more" / "00.png").write_bytes((ant / "00.png").read_bytes())
+    Image.new("RGB", (24, 24)).save(ant / "more" / "still" / "x.GIF", "GIF")
+    Image.new("RGB", (24, 24)).save(ant / "y.tiff")
+    (ant / "more" / "again").symlink_to(ant)  # a circle
+    (ant / "notes.txt").write_text("")
+    (ant / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "loose.png").write_bytes(b"")
+    task = imagefolder.build(root=str(tmp_path), size=8)
+    assert sum(len(task.splits[split]) for split in SPLITS) == 33
+    assert task.notes == ("train/: 2 of 33 images lie in subfolders of their class",
+                          "train/: left out 2 files (1 in no class folder): 1 .png, 1 .txt")
+
+
+def test_a_class_that_a_split_has_no_images_of_is_named(tmp_path):
+    write_folder(tmp_path, classes=("rich",), per_class=40)
+    write_folder(tmp_path, classes=tuple("abcdefg"), per_class=1)
+    task = imagefolder.build(root=str(tmp_path), size=8)
+    counts = torch.bincount(task.splits["train"].labels, minlength=8)
+    absent = [name for name, n in zip(task.classes, counts) if n == 0]
+    assert absent and task.notes[0] == f"no training images of {len(absent)} of 8 classes: {', '.join(absent)}"
+    assert digits.build().notes == ()
+    assert digits.build(subset=3).notes[0].startswith("no training images of 7 of 10 classes: ")
+
+
+def test_damaged_test_image_is_named_before_training(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "test", 2)
+    damaged = tmp_path / "test" / "cow" / "01.png"
+    whole = damaged.read_bytes()
+    for content in (b"", whole[:-30]):
+        damaged.write_bytes(content)
+        assert one_line(imagefolder.build, root=str(tmp_path), size=8).startswith(
+            f"imagefolder test image 5 ({damaged}): ")
+    damaged.write_bytes(whole)
+    imagefolder.build(root=str(tmp_path), size=8)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    write_folder(tmp_path)
+    odd = os.path.join(os.fsencode(tmp_path / "train" / "ant"), b"\xff.png")
+    with open(odd, "wb") as file:
+        file.write(b"damaged")
+    task = imagefolder.build(root=str(tmp_path), size=8, val_fraction=0.0)
+    assert sum(len(task.splits[split]) for split in SPLITS) == 31
+    message = one_line(lambda: [list(task.splits[split].batches([torch.arange(len(task.splits[split]))]))
+                                for split in SPLITS])
+    assert "/train/ant/\\xff.png): is not an image" in message and message.encode()
+    os.rename(os.fsencode(tmp_path / "train" / "bee"), os.path.join(os.fsencode(tmp_path / "train"), b"b\xff"))
+    assert "the name of class b\\xff is not UTF-8" in one_line(imagefolder.build, root=str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------- decoding
+
+def seen(image, channels=3, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return _images.read_square(stream.getvalue(), channels, 16, "x")
+
+
+def test_an_image_is_turned_upright_as_exif_says():
+    pixels = picture(0, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter to the right
+    want = np.rot90(pixels, -1).transpose(2, 0, 1)
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        assert np.array_equal(seen(Image.fromarray(pixels), kind=kind, exif=exif, **options), want), kind
+
+
+def test_colour_under_transparent_pixels_does_not_show():
+    inner = (slice(None), slice(4, 12), slice(4, 12))
+    for hidden in (0, 255):
+        pixels = np.full((16, 16, 4), hidden, np.uint8)
+        pixels[..., 3] = 0
+        pixels[4:12, 4:12] = [10, 200, 10, 255]
+        colour = Image.fromarray(pixels)
+        palette = colour.convert("RGB").quantize(4)
+        palette.info["transparency"] = palette.getpixel((0, 0))
+        for image, kind in ((colour, "PNG"), (colour, "WEBP"), (palette, "PNG"), (palette, "GIF")):
+            options = {"lossless": True} if kind == "WEBP" else {}
+            got = seen(image, kind=kind, **options)
+            assert (got[:, 0] == 255).all() and (got[inner][:, 0, 0] == [10, 200, 10]).all(), (image.mode, kind)
+        grey = seen(colour.convert("LA"), channels=1)
+        assert (grey[:, 0] == 255).all() and grey[inner].max() == colour.convert("L").getpixel((5, 5))
+    half = Image.new("RGBA", (16, 16), (0, 0, 0, 128))
+    assert (seen(half) == 127).all()

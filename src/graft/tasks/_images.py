@@ -1,14 +1,25 @@
-"""Decoding encoded images, and telling how they were encoded."""
+"""Finding and decoding images, and telling how they were encoded: one decoder for every folder, table and prediction.
+
+An image is opened by one of Pillow's decoders for `FORMATS` (the first picture of several), turned upright as its
+EXIF orientation says, laid on `BACKGROUND` where it is transparent, and only then made grey or RGB. `DECODER` is
+part of what digests and caches are keyed by.
+"""
 
 import functools
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from graft.errors import UserError
+
+DECODER = 2  # raise it when what is decoded from the same bytes changes
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+BACKGROUND = "white"  # behind transparent pixels, whose own colour nobody sees
 
 # Luminance quantisation at quality 50 (ITU-T T.81, table K.1), row by row.
 _STANDARD = np.array([
@@ -17,25 +28,60 @@ _STANDARD = np.array([
     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99])
 
 
-def open_image(file: bytes | Path, mode: str, where: str) -> tuple[Image.Image, str]:
-    """The image in Pillow's `mode` ("L" or "RGB"), and its encoding: "PNG", "JPEG q75".
+def open_image(file: bytes | Path, channels: int, where: str) -> tuple[Image.Image, str]:
+    """The image as one sees it, grey (1 channel) or RGB (3), and its encoding: "PNG", "JPEG q75".
 
     Raises `UserError` starting with `where` if it cannot be decoded to 8 bits per channel.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             encoding = image.format
-            if encoding == "JPEG":
-                encoding += f" q{jpeg_quality(tuple(image.quantization[0]))}"
+            if encoding in ("JPEG", "MPO"):  # MPO: what some cameras write, a JPEG followed by others
+                encoding = f"JPEG q{jpeg_quality(tuple(image.quantization[0]))}"
             stored = image.mode
-            converted = image.convert(mode)
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+            converted = image.convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError:
-        raise UserError(f"{where}: is not an image that Pillow can read") from None
+        raise UserError(f"{where}: is not an image ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's decoders have no common error
         raise UserError(f"{where}: cannot be decoded: {error}") from None
     if stored[0] in "IF":  # convert() would clip them to white
         raise UserError(f"{where}: expected 8 bits per channel, got Pillow mode {stored}")
     return converted, encoding
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """A grey or RGB image as uint8 `(C, H, W)`."""
+    return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+
+
+def read_square(file: bytes | Path, channels: int, size: int, where: str) -> np.ndarray:
+    """The largest centred square of an image, resized: uint8 `(C, size, size)`. Raises `UserError` as `open_image`."""
+    image, _ = open_image(file, channels, where)
+    # Pillow's bicubic is antialiased when it shrinks
+    return pixels(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files (by their suffix) in `folder` and in the folders below it, sorted, and the other files there.
+
+    What is hidden (`.name`) is neither; links are followed, once.
+    """
+    files, seen = [], {os.path.realpath(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")
+                      and (real := os.path.realpath(os.path.join(here, name))) not in seen and not seen.add(real)]
+        files += [Path(here, name) for name in names if not name.startswith(".")]
+    images = {file for file in files if file.suffix.lower() in SUFFIXES}
+    return sorted(images), sorted({*files} - images)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and stored, also where its name is not UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from torchvision.datasets.utils import check_integrity
 from graft.errors import UserError
 from graft.tasks import _cache
 from graft.tasks._files import data_root, from_hub
-from graft.tasks._images import describe, open_image
+from graft.tasks._images import describe, open_image, pixels
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,)
 
@@ -82,7 +82,8 @@ def _read_parquet(source: Source, split: str, files: list[Path]) -> tuple[np.nda
     labels = np.concatenate([_labels(source, file) for file in files])
     if not len(labels):
         raise UserError(f"{source.name}: {', '.join(map(str, files))}: no rows")
-    images, encoding = _cache.arrays(f"{source.name}-{split}", files, lambda: _decode(source, split, files))
+    images, encoding = _cache.arrays(f"{source.name}-{split}", files, str(source.shape),
+                                     lambda: _decode(source, split, files))
     return images, labels, encoding
 
 
@@ -128,11 +129,11 @@ def _decode(source: Source, split: str, files: list[Path]) -> tuple[np.ndarray, 
             where = f"{source.name} {split} image {len(images)} ({row.get('path') or 'no path'} in {file})"
             if not row.get("bytes"):
                 raise UserError(f"{where}: has no bytes")
-            image, encoding = open_image(row["bytes"], "L" if channels == 1 else "RGB", where)
+            image, encoding = open_image(row["bytes"], channels, where)
             if image.size != (width, height):
                 raise UserError(f"{where}: expected {width}x{height} pixels, got {image.width}x{image.height}")
             encodings.add(encoding)
-            images.append(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1))
+            images.append(pixels(image))
     return np.stack(images), describe(encodings)
 
 

@@ -126,9 +126,9 @@ class Task:
     mean: list[float]
     std: list[float]
     splits: dict[str, Split]  # train, val, test
+    notes: tuple[str, ...] = ()  # what a user should know about them, a line each
 
     unit = "images"
-    notes = ()
 
     @property
     def num_classes(self) -> int:
@@ -179,6 +179,18 @@ def training_subset(name: str, labels: np.ndarray, train: np.ndarray, subset: in
     return train[stratified_pick(labels[train], subset, keyed.key(split_seed, "subset"))] if subset else train
 
 
+def missing_classes(labels: dict[str, np.ndarray], classes: list[str]) -> list[str]:
+    """A line for each split, by name, that has images but none of some classes."""
+    lines = []
+    for split, own in labels.items():
+        absent = np.flatnonzero(np.bincount(own, minlength=len(classes)) == 0)
+        if len(own) and len(absent):
+            names = ", ".join(classes[k] for k in absent[:5]) + (", …" if len(absent) > 5 else "")
+            kind = {"train": "training", "val": "validation"}.get(split, split)
+            lines.append(f"no {kind} images of {len(absent)} of {len(classes)} classes: {names}")
+    return lines
+
+
 def fingerprint(images: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> str:
     """SHA-256 (hex) of the contents: shape, type and bytes of the images, then the labels."""
     images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels, dtype="<i8")
@@ -208,4 +220,5 @@ def resident_task(name: str, data_id: str, classes: list[str], train: tuple[np.n
     splits = {key: ResidentSplit(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
               for key, (images, labels) in arrays.items()}
     return Task(name, data_id, {key: fingerprint(*pair) for key, pair in arrays.items()}, list(classes),
-                train[0].shape[1], train[0].shape[2], mean, std, splits)
+                train[0].shape[1], train[0].shape[2], mean, std, splits,
+                tuple(missing_classes({key: labels for key, (_, labels) in arrays.items()}, classes)))
