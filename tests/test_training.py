@@ -1,6 +1,7 @@
 """The real training scripts, small: golden steps, parity between arms, independence of the batch's division."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,28 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, teacher, monkeypatc
     # and the same command goes on from there
     monkeypatch.setattr(parts, "build", real)
     assert run_main(cfg)[-1]["step"] == 6
+
+
+def test_weights_that_an_update_overflowed_are_not_saved(tmp_path):
+    """The gradients were finite; with no validation nothing else looks."""
+    from graft.runtime import checkpoint
+    cfg = tiny(tmp_path / "x", "task.val_fraction=0", "train.duration=2st", "train.checkpoint_every=1st",
+               "optim.lr=1e39", "optim.schedule=constant", "optim.warmup=0")
+    with pytest.raises(NonFinite, match=r"^step 1: model\.\S+ is not finite .*last checkpoint: step none$"):
+        run_main(cfg)
+    status = json.loads((cfg.run_dir / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 3) and not checkpoint.steps(cfg.run_dir)
+    good = {"model": {"w": torch.ones(2), "n": torch.ones((), dtype=torch.int64), "none": torch.ones(0)}}
+    checkpoint.save(tmp_path, 1, good, {"state": {0: {"exp_avg": torch.ones(3)}}}, {}, 2)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = torch.tensor([1.0, bad, 2.0])
+        for tensors, optimizer, name in (
+                ({**good, "average": {"w": broken}}, {}, "average.w"),
+                (good, {"state": {0: {"exp_avg": broken.bfloat16()}}}, "optim.state.0.exp_avg")):
+            with pytest.raises(NonFinite, match=f"^step 2: {name} is not finite .*last checkpoint: step 1$"):
+                checkpoint.save(tmp_path, 2, tensors, optimizer, {}, 2)
+    assert sorted(path.name for path in tmp_path.glob("*check*")) == ["checkpoint-1"]
+    checkpoint.save(tmp_path, 2, {"model": {"w": torch.full((4,), 3e38)}}, {}, {}, 2)  # large, and finite
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])

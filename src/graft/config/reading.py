@@ -137,13 +137,9 @@ def _put(level: dict[str, Any], key: str, word: Word) -> None:
         if not isinstance(below, dict):
             raise UserError(f"conflicts with {parent}=…, given as a value")
         level = below
-    if not isinstance(before := level.get(leaf), dict):
-        if leaf in level and before != word:
-            raise UserError(f"given twice, as {before} and as {word}")
-        level[leaf] = word
-        return
-    given = word.mapping()
-    twice = next(iter(before if given is None else before.keys() & given.keys()), None)
-    if twice is not None:
-        raise UserError(f"conflicts with {key}.{twice}=…")
-    level[leaf] = {**given, **before}
+    before = level.get(leaf)
+    if leaf in level and not isinstance(before, Word | dict):  # it was in a mapping given as one word
+        raise UserError(f"given twice, as {shown(before)} and as {word}")
+    if isinstance(before, dict) and word.mapping() is None:  # a mapping replaces the keys given before it
+        raise UserError(f"conflicts with {key}.{next(iter(before))}=…")
+    level[leaf] = word

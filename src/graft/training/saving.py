@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from graft.config.options import Config
-from graft.errors import DiskProblem
+from graft.errors import DiskProblem, NonFinite
 from graft.runtime import checkpoint
 from graft.runtime.files import write_text
 from graft.runtime.provenance import code_sha, provenance
@@ -63,9 +63,10 @@ class Saver:
              say: Callable[[str], None]) -> None:
         """Write a checkpoint on the main process; `progress` joins trainer.json.
 
-        Raises DiskProblem after three failures in a row, or if the last checkpoint of the run fails.
+        Raises DiskProblem after three failures in a row, or if the last checkpoint of the run fails, and NonFinite,
+        on all processes, for weights or optimizer state that are not finite.
         """
-        outcome = [""]
+        outcome: list[str | NonFinite] = [""]
         if self.main or self.sharded:
             tensors = {stem: gathered(module.state_dict(), self.main) for stem, module in self.modules.items()}
             optimizer = gathered(self.optimizer.state_dict(), self.main)
@@ -78,10 +79,14 @@ class Saver:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
                                 best_step, texts)
                 write_status(self.config.run_dir, "running", step)
+            except NonFinite as error:
+                outcome = [error]
             except OSError as error:
                 outcome = [str(error)]
         if self.world > 1:
             dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], NonFinite):
+            raise outcome[0]
         self.failures = self.failures + 1 if outcome[0] else 0
         if outcome[0]:
             say(f"warning: {outcome[0]}; trying again at the next interval")
