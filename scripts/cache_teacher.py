@@ -6,7 +6,8 @@
 Takes the configuration of the training run; the run then says `teacher.serve=cache`. Worked examples depend on the
 few-shot seed and the item alone, so every epoch, training seed and weight of the term reads the same cache, and
 smaller `teacher.k` the first columns of it. Interrupt it at will: the same command goes on, with any number of
-processes. The folder is teacher.path, or found by content in $GRAFT_CACHE or cache/.
+processes, and it mends a cache that was damaged (the digests of all arrays are looked at). One job at a time. The
+folder is teacher.path, or found by content in $GRAFT_CACHE or cache/.
 """
 
 import argparse

@@ -1,39 +1,49 @@
 """A language teacher's largest logits at every answer token of the training items, on disk.
 
-Flat arrays over all answer tokens, item after item: `log_probs` (tokens, K) float16 or float32, `indices` (tokens, K)
-int32, `offset` and `logsumexp` (tokens,) float32, once for each position that was asked for; `done` (items,) says what
-has been computed, so that an interrupted job, or several at once, go on. A logit is `log_probs` + `offset`: log-
-probabilities keep more digits than raw logits, and `logsumexp` is that of the rounded ones and the exact mass of the
-others, so that the K and the others still add up to 1. `manifest.json` says whose logits these are: a cache is used
-only where model, tokenizer, template, items, context, precision and dtype are the same, and K is no smaller than what
-is wanted.
+A cache is used only where model, tokenizer, template, items, context, precision and dtype are the same, K is no smaller
+than what is wanted, and every array has the sha256 that it had when it was finished. What the files hold, and what of
+damage is noticed, stands in `_topk_files`. An interrupted job goes on, and the same command mends a damaged cache.
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft.errors import UserError
-from graft.outputs import Outputs, Tokens, TopK, on_device
-from graft.runtime.files import write_text
+from graft.errors import Locked, UserError
+from graft.outputs import Outputs, Tokens
+from graft.runtime.digests import of_files
 from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir
 from graft.teachers._topk import divide, within
+from graft.teachers._topk_files import (
+    AGAIN,
+    DTYPES,
+    Arrays,
+    Damaged,
+    check_layout,
+    digests,
+    files,
+    forget_changed,
+    lay_out,
+    load,
+    mark,
+    read_manifest,
+    write_manifest,
+)
 from graft.training.resume import leaves
 
-FORMAT = 1
-DTYPES = {"fp16": np.float16, "fp32": np.float32}
+FORMAT = 2
 
 
 def about(task: TextTask, context: Context, base: str, precision: str, dtype: str) -> dict[str, Any]:
@@ -61,15 +71,6 @@ def folder_for(wanted: dict[str, Any], path: str) -> Path:
     return Path(path) if path else cache_dir() / f"topk-{key}"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A cache's manifest. Raises UserError if there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"teacher.path: {folder}: no cache of teacher logits; build it with "
-                        "scripts/cache_teacher.py and the same configuration") from None
-
-
 def refuse_other(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any], k: int) -> None:
     """Raise UserError naming the first thing in which a cache differs from what is wanted."""
     have, want = leaves(manifest["about"]), leaves(wanted)
@@ -85,59 +86,12 @@ def _short(value: Any) -> str:
     return str(value)[:60]
 
 
-def _load(file: Path, mode: str) -> np.ndarray:
-    try:
-        np.load(file, mmap_mode="r")  # "r+" would lengthen a file that was cut short
-        return np.load(file, mmap_mode=mode)
-    except (OSError, ValueError):
-        raise UserError(f"teacher.path: {file}: missing or damaged; remove the folder and build it again") from None
-
-
-class Arrays:
-    """The memory-mapped arrays of a cache, for one position."""
-
-    def __init__(self, folder: Path, position: str, tokens: int, k: int, dtype: str, mode: str):
-        shapes = {"log_probs": ((tokens, k), DTYPES[dtype]), "indices": ((tokens, k), np.int32),
-                  "offset": ((tokens,), np.float32), "logsumexp": ((tokens,), np.float32)}
-        self.arrays = {name: np.lib.format.open_memmap(folder / f"{position}.{name}.npy", mode, kind, shape)
-                       if mode == "w+" else _load(folder / f"{position}.{name}.npy", mode)
-                       for name, (shape, kind) in shapes.items()}
-
-    def write(self, start: int, top: TopK) -> None:
-        """Put the positions of one item at row `start` on. Raises UserError if a logit is not finite or too far off."""
-        if not (top.values.isfinite().all() and top.logsumexp.isfinite().all()):
-            raise UserError("teacher: a logit is not finite; nothing can be learned from it")
-        offset = top.logsumexp.double().cpu().numpy()
-        exact = top.values.double().cpu().numpy() - offset[:, None]
-        with np.errstate(over="ignore"):  # looked at below
-            stored = exact.astype(self.arrays["log_probs"].dtype)
-        if not np.isfinite(stored).all():
-            raise UserError("teacher.cache_dtype: a logit does not fit float16; use fp32")
-        others = np.maximum(0, 1 - np.exp(exact).sum(-1))
-        total = np.exp(stored.astype(np.float64)).sum(-1) + others
-        rows = {"log_probs": stored, "indices": top.indices.cpu().numpy(), "offset": offset,
-                "logsumexp": offset + np.log(total)}
-        for name, array in self.arrays.items():
-            array[start:start + len(stored)] = rows[name]
-
-    def read(self, spans: Sequence[tuple[int, int]], k: int, device: torch.device) -> TopK:
-        """The rows of `spans` one after the other, the k largest of each."""
-        rows = {name: np.concatenate([array[start:end, :k] if array.ndim == 2 else array[start:end]
-                                      for start, end in spans]) for name, array in self.arrays.items()}
-        values = rows["log_probs"].astype(np.float32) + rows["offset"][:, None]
-        return TopK(on_device(values, device, torch.float32), on_device(rows["indices"], device, torch.int64),
-                    on_device(rows["logsumexp"], device, torch.float32))
-
-    def flush(self) -> None:
-        """Hand everything to the disk."""
-        for array in self.arrays.values():
-            array.flush()
-
-
 class CachedTeacher(nn.Module):
     """A teacher that looks up what it said: `forward` as `ContextLM`'s, without a model.
 
-    Raises UserError if the cache is not there, not finished, or another one than wanted.
+    Raises UserError if the cache is not there, not finished, damaged, or another one than wanted. Its arrays are read
+    once for that, at the speed of SHA-256 (about a second per GB); later runs on the machine remember their digests
+    while nobody writes to them (see `runtime.digests`).
     """
 
     num_classes = 0
@@ -147,15 +101,11 @@ class CachedTeacher(nn.Module):
         self.k = k
         self.manifest = read_manifest(folder)
         refuse_other(folder, self.manifest, wanted, k)
-        done = _load(folder / "done.npy", "r")
-        if not done.all():
-            raise UserError(f"teacher.path: {folder}: {int(done.sum())} of {len(done)} items are done; run "
-                            "scripts/cache_teacher.py again to finish it")
+        _refuse_unfinished(folder, self.manifest)
         self.positions = self.manifest["positions"]
-        self.notes = (said(self.manifest["short"], len(done), Context(**wanted["context"])),)
+        self.notes = (said(self.manifest["short"], self.manifest["items"], Context(**wanted["context"])),)
         self.offsets = task.splits["train"].answers.offsets
-        self.arrays = {name: Arrays(folder, name, int(self.offsets[-1]), self.manifest["k"], wanted["dtype"], "r")
-                       for name in self.positions}
+        self.arrays, _ = _open(folder, self.manifest, "r")
 
     def forward(self, tokens: Tokens, features: Sequence[str] = ("rows",)) -> Outputs:
         """`topk[name]` for each of `features`, at the answer tokens of these items."""
@@ -164,29 +114,119 @@ class CachedTeacher(nn.Module):
         return Outputs(None, topk={name: self.arrays[name].read(spans, self.k, tokens.ids.device) for name in features})
 
 
+def _refuse_unfinished(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise UserError unless all items are done and every array is what it was when they were."""
+    if "sha256" not in manifest:
+        done = np.count_nonzero(load(folder / "done.npy", "r"))
+        raise UserError(f"teacher.path: {folder}: {done} of {manifest['items']} items are done; finish it with {AGAIN}")
+    check_layout(folder, manifest)
+    found = of_files([folder / name for name in manifest["sha256"]])
+    for (name, digest), now in zip(manifest["sha256"].items(), found, strict=True):
+        if now != digest:
+            raise Damaged(f"teacher.path: {folder / name}: differs from its sha256; mend the cache with {AGAIN}")
+
+
 def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str], teacher: nn.Module, task: TextTask, *,
           device: torch.device, autocast: Callable[[], AbstractContextManager], rank: int = 0, world: int = 1,
           wait: Callable[[], None] = lambda: None) -> int:
-    """Compute what is missing of a cache; returns how many items that were for this process.
+    """Compute what is missing of a cache, or damaged; returns how many items that were for this process.
 
     `teacher` is a `ContextLM`. Of `world` processes each takes every world-th group of items; an interrupted job
     goes on with any number of them, all on one machine: they write into the same pages. Raises UserError if `folder`
-    holds another cache or the disk is too small.
+    holds another cache, Locked while another job builds it, DiskProblem if the disk is too small.
     """
-    answers = task.splits["train"].answers
-    if rank == 0:
-        _begin(folder, wanted, k, positions, teacher, answers.offsets)
-    wait()
+    offsets = task.splits["train"].answers.offsets
+    with _alone(folder) if rank == 0 else nullcontext():
+        if rank == 0:
+            _begin(folder, wanted, k, positions, teacher, offsets)
+            _refuse_other_use(folder, wanted, k, positions)
+            _reopen(folder, offsets)
+        wait()
+        manifest = read_manifest(folder)
+        _refuse_other_use(folder, wanted, k, positions)
+        count = _compute(folder, manifest, teacher, task, device, autocast, rank, world, wait)
+        wait()
+        if rank == 0 and "sha256" not in manifest:
+            _finish(folder, manifest, offsets)
+        wait()
+    return count
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The cache in the hands of one job. Raises Locked while it is in another's; a dead job's lock is gone with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Locked(f"{folder}: another job builds this cache; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str], teacher: nn.Module,
+           offsets: Tensor) -> None:
+    """Lay out a new cache, unless one is there already that has all its arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".begin.lock"):
+        try:
+            manifest = read_manifest(folder)
+            if manifest["about"] == wanted:
+                check_layout(folder, manifest)
+            return
+        except Damaged as error:
+            print(f"{str(error).partition(';')[0]}; the cache is built again", flush=True)
+        except UserError:
+            pass
+        tokens = int(offsets[-1])
+        per_token = len(positions) * (k * (np.dtype(DTYPES[wanted["dtype"]]).itemsize + 4) + 8)
+        lay_out(folder, {"about": wanted, "k": k, "positions": list(positions), "tokens": tokens,
+                         "items": len(offsets) - 1, "bytes": per_token * tokens, "bytes_per_token": per_token,
+                         "short": teacher.short, "vocabulary": teacher.vocabulary})
+
+
+def _refuse_other_use(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]) -> None:
+    """Raise UserError if the cache is of something else, or of other positions or fewer logits."""
     manifest = read_manifest(folder)
     refuse_other(folder, manifest, wanted, k)
     if list(positions) != manifest["positions"]:
         raise UserError(f"teacher.path: {folder}: holds positions {manifest['positions']}, wanted {list(positions)}; "
                         "build another cache")
-    arrays = {name: Arrays(folder, name, 0, 0, wanted["dtype"], "r+") for name in manifest["positions"]}
-    done = _load(folder / "done.npy", "r+")
-    left = torch.from_numpy(np.flatnonzero(done == 0))
-    if len(left) and manifest["k"] != k:
+    if "sha256" not in manifest and manifest["k"] != k:
         raise UserError(f"teacher.k: {k}, the unfinished cache {folder} has {manifest['k']}; finish it with that")
+
+
+def _open(folder: Path, manifest: dict[str, Any], mode: str = "r+") -> tuple[dict[str, Arrays], np.ndarray]:
+    shape = manifest["tokens"], manifest["k"], manifest["about"]["dtype"]
+    arrays = {name: Arrays(folder, name, *shape, mode) for name in manifest["positions"]}
+    return arrays, load(folder / "done.npy", mode)
+
+
+def _reopen(folder: Path, offsets: Tensor) -> None:
+    """Mark as not done what has changed since it was written, in a finished cache or an unfinished one."""
+    manifest = read_manifest(folder)
+    if finished := manifest.pop("sha256", None):
+        changed = [name for name, digest in finished.items() if digests(folder, [name])[name] != digest]
+        if not changed:
+            return
+        write_manifest(folder, manifest)
+        print(f"{folder}: {', '.join(changed)} differ from their sha256; the items concerned are computed again",
+              flush=True)
+    arrays, done = _open(folder, manifest)
+    if count := forget_changed([*arrays.values()], done, offsets.tolist()):
+        print(f"{folder}: {count} items are not what was written and are computed again", flush=True)
+        done.flush()
+
+
+def _compute(folder: Path, manifest: dict[str, Any], teacher: nn.Module, task: TextTask, device: torch.device,
+             autocast: Callable[[], AbstractContextManager], rank: int, world: int, wait: Callable[[], None]) -> int:
+    """Compute this process's share of the items that are not done; returns how many that were."""
+    answers = task.splits["train"].answers
+    arrays, done = _open(folder, manifest)
+    left = torch.from_numpy(np.flatnonzero(done == 0))
     wait()  # all have looked at what is left before anybody finishes anything
     lengths = teacher.prompts.lengths + answers.lengths
     groups = within(lengths[left], teacher.batch_tokens)[rank::world]
@@ -195,32 +235,21 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
         tokens, _ = next(task.splits["train"].batches([index]))
         with autocast():
             seen = teacher(tokens, features=manifest["positions"])
-        for name in manifest["positions"]:
+        for name, written in arrays.items():
             for i, top in zip(index.tolist(), divide(seen.topk[name], tokens.counts), strict=True):
-                arrays[name].write(int(answers.offsets[i]), top)
-            arrays[name].flush()
-        done[index.numpy()] = 1  # only after its logits are written
+                written.write(int(answers.offsets[i]), top)
+            written.flush()
+        for i in index.tolist():  # only after its logits are written
+            done[i] = mark(arrays.values(), int(answers.offsets[i]), int(answers.offsets[i + 1]))
         done.flush()
-    wait()
     return sum(len(places) for places in groups)
 
 
-def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str], teacher: nn.Module,
-           offsets: Tensor) -> None:
-    """Lay out a new cache, unless one is there already."""
-    if (folder / "manifest.json").exists():
-        return
-    tokens = int(offsets[-1])
-    need = len(positions) * tokens * (k * (np.dtype(DTYPES[wanted["dtype"]]).itemsize + 4) + 8)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(f"{folder}: the cache needs {need >> 20} MiB, {free >> 20} MiB are free")
-    for name in positions:
-        Arrays(folder, name, tokens, k, wanted["dtype"], "w+").flush()
-    np.save(folder / "done.npy", np.zeros(len(offsets) - 1, np.uint8))
-    write_text(folder / "manifest.json", json.dumps(
-        {"about": wanted, "k": k, "positions": list(positions), "tokens": tokens, "bytes": need,
-         "bytes_per_token": need / tokens, "short": teacher.short,
-         "vocabulary": teacher.vocabulary}, indent=1) + "\n")
-
+def _finish(folder: Path, manifest: dict[str, Any], offsets: Tensor) -> None:
+    """Say that all is done. Raises UserError if the disk does not give back what was written."""
+    arrays, done = _open(folder, manifest)
+    forget_changed([*arrays.values()], done, offsets.tolist())
+    if left := int(np.count_nonzero(done == 0)):
+        raise UserError(f"{folder}: {left} of {len(done)} items were not kept as they were written; run the same "
+                        "command again to compute them again")
+    write_manifest(folder, {**manifest, "sha256": digests(folder, files(manifest))})
