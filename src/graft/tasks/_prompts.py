@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from graft.errors import UserError
+from graft.tasks import _gguf
 
 Shot = tuple[str, str]  # a worked example: question, answer
 # Variables of the chat template, given at its top level: nested in `chat_template_kwargs` a tokenizer ignores them.
@@ -24,10 +25,12 @@ _MARK = "graft-answer"
 
 
 def load(tokenizer: str, revision: str = "", layout: str = "auto") -> "Prompt":
-    """The prompt of a tokenizer: a folder, or a model on the hub at a `revision`.
+    """The prompt of a tokenizer: a folder, a GGUF file, or a model on the hub at a `revision`.
 
     Raises UserError if there is no such tokenizer, or if the `layout` does not suit it.
     """
+    if tokenizer.endswith(_gguf.SUFFIX):
+        tokenizer = str(_gguf.folder_of(tokenizer, "task.tokenizer"))
     if tokenizer and Path(tokenizer).is_dir() and not list(Path(tokenizer).glob("tokenizer*")):
         adapter = (Path(tokenizer) / "adapter_config.json").is_file()
         raise UserError(f"task.tokenizer: {tokenizer}: " + (
