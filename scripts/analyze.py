@@ -3,7 +3,7 @@
     python scripts/analyze.py --run experiments/demo/distill/seed0 --metrics attention cka \\
         --output experiments/demo/distill/seed0/analytics.json
 
-The run is rebuilt from its own config.yaml at its final step. Every model sees the same images: the first of one
+The run is rebuilt from its checkpoint at its final step. Every model sees the same images: the first of one
 constant random order of the split. Half a minute on two CPU cores for the demo; `hessian` takes longer.
 """
 

@@ -106,12 +106,14 @@ def teacher_references(runs: Runs, conditions: dict[str, Condition], base_dir: P
 
 
 def check_same_data(runs: Runs, conditions: dict[str, Condition]) -> None:
-    """Raise UserError unless all runs have the same data."""
-    known = {name: runs.task(cfg).fingerprint for name, condition in conditions.items() for cfg in condition.configs}
+    """Raise UserError unless all runs are looked at on the same images."""
+    split = runs.settings.split
+    known = {name: runs.task(cfg).fingerprints[split] for name, condition in conditions.items()
+             for cfg in condition.configs}
     first = next(iter(known))
     for name, fingerprint in known.items():
         if fingerprint != known[first]:
-            raise UserError(f"{name}: has other data than {first} ({fingerprint[:12]} and {known[first][:12]})")
+            raise UserError(f"{name}: has other {split} data than {first} ({fingerprint[:12]} and {known[first][:12]})")
 
 
 def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles: dict[str, str],

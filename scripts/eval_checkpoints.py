@@ -13,19 +13,22 @@ curve; one of them, the final one or the best on validation (`--choose`), on tes
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 
 from graft import config
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation import language, rebuild
+from graft.evaluation import kept, language, rebuild
 from graft.evaluation.engines import ENGINES
 from graft.evaluation.scoring import score
 from graft.reporting import results, tables
 from graft.runtime.place import accelerator
 from graft.runtime.provenance import code_sha
+from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 
 SPLITS = ("val", "test")
@@ -63,50 +66,55 @@ class Scorer:
     def __init__(self, options: argparse.Namespace):
         self.base_dir, self.weights, self.splits = options.base_dir, options.weights, options.splits
         self.accelerator = accelerator()
-        self.task = rebuild.Tasks(self.accelerator.device)
+        self.task = rebuild.Tasks(self.accelerator.device, options.task_root, options.allow_other_data)
         self.language = language.Scorer(options, self.accelerator)
 
     def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
         """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
-        cfg = config.load([run_dir / "config.yaml"])
-        if cfg.method == "ssl_teacher":
+        run = rebuild.trained(run_dir)
+        if run.config.method == "ssl_teacher":
             raise UserError(f"{run_dir}: a self-supervised run has no classifier to score")
-        task = self.task(cfg)
+        task, different = self.task.of(run, self.splits)
         if isinstance(task, TextTask):
-            return self.language.score(condition, run_dir, cfg, task)
-        student, info = rebuild.student(cfg, run_dir, task, self.weights)
-        student.to(self.accelerator.device)
-        wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": cfg.seed,
-                  "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                  "data_fingerprint": task.fingerprint, "precision": "fp32"}
-        entries = []
-        for split in [name for name in self.splits if len(task.splits[name])]:
-            kept = run_dir / "eval" / f"{split}-{info['step']}.json"
-            rows_file = kept.with_suffix(".parquet")
-            entry = results.kept(kept, wanted)
-            if not entry:
-                rows = score(student, task.splits[split], self.accelerator.device, cfg.evaluate.batch_size,
-                             self.accelerator.process_index, self.accelerator.num_processes)
-                entry = {**wanted, "split": split, "n": len(rows["index"]),
-                         "metrics": results.metrics(rows, cfg.evaluate.topk),
-                         "examples": str(rows_file.relative_to(self.base_dir)), "code_sha": code_sha()}
-                if self.accelerator.is_main_process:
-                    results.write_examples(rows_file, rows, task.fingerprint)
-                    results.write_json(kept, entry)
-            entries.append(entry)
-        return entries
+            return self.language.score(condition, run, task, different)
+        student, info = rebuild.classifier(run, self.weights, self.accelerator.device)
+        return [self._one(condition, run, task, split, different[split], student, info) for split in self.splits
+                if len(task.splits[split])]
+
+    def _one(self, condition: str, run: rebuild.Trained, task: Task, split: str, different: list[str],
+             student: nn.Module, info: dict[str, Any]) -> dict[str, Any]:
+        """The entry of one split."""
+        wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": run.config.seed,
+                  "split": split, "n": len(task.splits[split]), "step": info["step"], "weights": info["weights"],
+                  "checkpoint_sha256": info["sha256"], "precision": "fp32",
+                  **rebuild.origin(run, task, split, different)}
+        file, topk = run.folder / "eval" / f"{split}-{info['step']}.json", run.config.evaluate.topk
+        if entry := kept.score(file, wanted, range(wanted["n"]), lambda rows: (rows, results.metrics(rows, topk))):
+            return entry
+        rows = score(student, task.splits[split], self.accelerator.device, run.config.evaluate.batch_size,
+                     self.accelerator.process_index, self.accelerator.num_processes)
+        rows_file = file.with_suffix(".parquet")
+        entry = {**wanted, "metrics": results.metrics(rows, topk), "code_sha": code_sha(),
+                 "examples": str(rows_file.relative_to(self.base_dir))}
+        if self.accelerator.is_main_process:
+            results.write_examples(rows_file, rows, wanted["data_fingerprint"])
+            results.write_json(file, entry)
+        return entry
 
 
-def about(base_dir: Path, conditions: dict[str, list[Path]], baseline: str) -> dict[str, dict[str, Any]]:
-    """Per condition, in what its configuration differs from the baseline's, subject and recipe apart."""
-    first = {name: config.load([runs[0] / "config.yaml"]) for name, runs in conditions.items()}
-    seeds_apart = {name: config.load([runs[0] / "config.yaml"], seed=first[baseline].seed) for name, runs in
-                   conditions.items()} if baseline in first else {}
+def about(conditions: dict[str, list[Path]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Per condition, in what its configuration differs from the baseline's, subject and recipe apart, and whether it
+    was trained on other items."""
+    first = {name: rebuild.trained(runs[0]) for name, runs in conditions.items()}
+    seeds_apart = {name: replace(run.config, seed=first[baseline].config.seed) for name, run in
+                   first.items()} if baseline in first else {}
     found = {}
     for name, cfg in seeds_apart.items():
-        changes = [[key, old, new] for key, old, new in config.difference(first[baseline], cfg)]
+        changes = [[key, old, new] for key, old, new in config.difference(first[baseline].config, cfg)]
         subject = [c for c in changes if c[0].split(".")[0] in SUBJECT]
-        found[name] = {"differs": subject, "recipe_differs": [c for c in changes if c not in subject]}
+        trained = [one.data["fingerprints"]["train"] for one in (first[baseline], first[name])]
+        found[name] = {"differs": subject, "recipe_differs": [c for c in changes if c not in subject],
+                       "same_training_data": trained[0] == trained[1]}
     return found
 
 
@@ -125,6 +133,7 @@ def main() -> None:
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    rebuild.add_data_options(parser)
     text = parser.add_argument_group("language models")
     text.add_argument("--steps", choices=["all", "final"], default="all", help="checkpoints scored on validation")
     text.add_argument("--choose", choices=["final", "best_val"], default="final", help="the one scored on test")
@@ -155,19 +164,20 @@ def main() -> None:
                 tqdm.write(f"left out {name}: {error}")
     if not main_process:
         return
-    task = next(iter(scorer.task.built.values()))
+    reference = conditions.get(options.baseline) or next(iter(conditions.values()))
+    task = scorer.task(rebuild.trained(reference[0]).config)
     entries += untrained
     contrasts = of_those_there(options.contrasts, list(dict.fromkeys(entry["condition"] for entry in entries)))
-    data = {**task.about, **({"classes": task.classes} if task.classes else {}),
-            "sizes": {name: len(split) for name, split in task.splits.items()}}
-    assembled = results.assemble(options.base_dir.resolve().name, data, entries, options.base_dir, options.baseline,
-                                 references=references, curve=scorer.language.curve, contrasts=contrasts,
-                                 code_sha=code_sha())
-    for name, notes in about(options.base_dir, conditions, options.baseline).items():
+    assembled = results.assemble(options.base_dir.resolve().name, task.about, entries, options.base_dir,
+                                 options.baseline, references=references, curve=scorer.language.curve,
+                                 contrasts=contrasts, code_sha=code_sha())
+    for name, notes in about(conditions, options.baseline).items():
         assembled["conditions"][name] |= notes
         if notes["recipe_differs"] and name not in options.references:
             keys = ", ".join(change[0] for change in notes["recipe_differs"])
             print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
+        if not notes["same_training_data"]:
+            print(f"note: {name} was trained on other items than {options.baseline}; both are scored on the same")
     results.write_json(options.output, assembled)
     print(tables.shown(assembled), end="")
     print(f"wrote {options.output}")

@@ -108,8 +108,7 @@ def main() -> None:
     entries = score(cfg, task, options, processes)
     if not processes.is_main_process:
         return
-    data = {**task.about, "sizes": {name: len(split) for name, split in task.splits.items()}}
-    assembled = results.assemble(options.output.resolve().parent.name, data, entries, options.output.parent,
+    assembled = results.assemble(options.output.resolve().parent.name, task.about, entries, options.output.parent,
                                  "base_0shot" if options.shots[0] == 0 else "", code_sha=code_sha())
     results.write_json(options.output, assembled)
     print(tables.shown(assembled), end="")

@@ -18,9 +18,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft import config
-from graft.config import parts
-from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
 from graft.evaluation import rebuild
 from graft.evaluation.scoring import score
@@ -51,18 +48,19 @@ class Corrupted:
 class Evaluator:
     """Evaluates runs; data sets are built once."""
 
-    def __init__(self, split: str, weights: str):
-        self.split, self.weights = split, weights
+    def __init__(self, options: argparse.Namespace):
+        self.split, self.weights = options.split, options.weights
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.task = rebuild.Tasks(self.device)
+        self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
 
     def run(self, run_dir: Path) -> dict[str, Any]:
         """The entry of one run."""
-        cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
+        run = rebuild.trained(run_dir)
+        cfg = run.config
         rebuild.refuse_text(cfg, run_dir)
-        task = self.task(cfg)
+        task, different = self.task.of(run, [self.split])
         split = task.splits[self.split]
-        student, info = rebuild.classifier(cfg, task, self.weights, self.device)
+        student, info = rebuild.classifier(run, self.weights, self.device)
         labels = split.labels.numpy()
 
         def log_probs(model: nn.Module, split: Any):
@@ -75,20 +73,21 @@ class Evaluator:
             for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
         levels = [level["accuracy"] for levels in corruptions.values() for level in levels.values()]
         return {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                "split": self.split, "clean": classification.evaluate(labels, clean, task.classes),
+                "split": self.split, "other_data": different[self.split],
+                "clean": classification.evaluate(labels, clean, task.classes),
                 "tta": {**classification.probabilistic(labels, log_probs(averaged, split)),
                         "views": 10 if averaged.flip else 5},
-                "teacher": self.teacher(cfg, task, log_probs, clean),
+                "teacher": self.teacher(run, task, log_probs, clean),
                 "corruptions": corruptions, "corrupted_accuracy": sum(levels) / len(levels)}
 
-    def teacher(self, cfg: Config, task: Task, log_probs: Any, clean: Any) -> dict[str, float] | None:
+    def teacher(self, run: rebuild.Trained, task: Task, log_probs: Any, clean: Any) -> dict[str, float] | None:
         """Agreement with the run's own teacher; None without one that classifies."""
-        if cfg.teacher.name == "none":
+        if run.config.teacher.name == "none":
             return None
         try:
-            teacher = parts.build("teachers", cfg.teacher, task).to(self.device)
+            teacher = rebuild.teacher(run.config, task, self.task.allow_other).to(self.device)
         except UserError as error:
-            tqdm.write(f"note: {cfg.run_dir}: no agreement with the teacher: {error}")
+            tqdm.write(f"note: {run.folder}: no agreement with the teacher: {error}")
             return None
         if not teacher.num_classes:
             return None
@@ -115,8 +114,9 @@ def main() -> None:
     parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    rebuild.add_data_options(parser)
     options = parser.parse_args()
-    evaluator, conditions = Evaluator(options.split, options.weights), {}
+    evaluator, conditions = Evaluator(options), {}
     for name in options.conditions:
         try:
             runs = [evaluator.run(run_dir) for run_dir in rebuild.runs_of(options.base_dir, name)]
@@ -130,7 +130,8 @@ def main() -> None:
     task = next(iter(evaluator.task.built.values()))
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
-        "data": {"id": task.data_id, "fingerprint": task.fingerprint, "classes": task.classes},
+        "data": {"id": task.data_id, "fingerprint": task.fingerprint, "fingerprints": task.fingerprints,
+                 "classes": task.classes},
         "order": list(conditions), "conditions": conditions})
     print("| condition | accuracy % | with TTA % | corrupted % | NLL | ECE |\n|---|---|---|---|---|---|")
     for name, condition in conditions.items():

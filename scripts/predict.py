@@ -17,9 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from graft import config
 from graft.augment import to_float
-from graft.config import parts
 from graft.errors import UserError, exit_cleanly
 from graft.evaluation import rebuild
 from graft.probes.corruptions import AveragedViews
@@ -35,12 +33,14 @@ def newest_run(root: Path = Path("experiments")) -> Path:
     """The classifier under `root` that was finished last. Raises UserError if there is none."""
     finished = []
     for status in root.glob("*/*/seed*/status.json"):
-        state = json.loads(status.read_text())
-        if state["state"] != "done":
-            continue
-        cfg = config.load([status.parent / "config.yaml"])
-        if cfg.method != "ssl_teacher" and not cfg.reads_text:
-            finished.append((state["time"], status.parent))
+        try:
+            state = json.loads(status.read_text())
+            cfg = rebuild.trained(status.parent).config
+            done = state["state"] == "done" and rebuild.SEED.fullmatch(status.parent.name)
+            if done and cfg.method != "ssl_teacher" and not cfg.reads_text:
+                finished.append((str(state["time"]), status.parent))
+        except (UserError, ValueError, KeyError, TypeError):
+            continue  # no run that could be chosen
     if not finished:
         raise UserError(f"--run: no finished run under {root}/; name a run's folder")
     return max(finished)[1]
@@ -120,19 +120,17 @@ def main() -> None:
     options = parser.parse_args()
     files = find_images(options.images)
     run_dir = options.run or newest_run()
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: is no run's folder; it has no config.yaml")
-    cfg = config.load([run_dir / "config.yaml"], output_dir=str(run_dir.parent))
-    rebuild.refuse_text(cfg, run_dir)
-    task = parts.build("tasks", cfg.task)
+    run = rebuild.trained(run_dir)
+    rebuild.refuse_text(run.config, run_dir)
+    task = run.task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, info = rebuild.classifier(cfg, task, options.weights, device)
+    student, info = rebuild.classifier(run, options.weights, device)
     images = torch.stack([read_image(file, task, options.invert) for file in files]).to(device)
     bright, usual = float(to_float(images).mean()), task.mean[0]
     if task.channels == 1 and abs(1 - bright - usual) + 0.2 < abs(bright - usual):
         print(f"note: the images' mean brightness is {bright:.2f}, the run was trained on {usual:.2f}; should light "
               f"and dark be exchanged ({'without' if options.invert else 'with'} --invert)?")
-    model = AveragedViews(student, rebuild.mirrors(cfg)) if options.tta else student
+    model = AveragedViews(student, rebuild.mirrors(run.config)) if options.tta else student
     rows = [{"file": shown(file), **row} for file, row in zip(files, predict(model, images, task.classes), strict=True)]
     options.out.mkdir(parents=True, exist_ok=True)
     about = {"run": str(run_dir), "step": info["step"], "tta": options.tta}

@@ -12,10 +12,10 @@ from scipy.stats import t
 import analyze
 import analyze_locality
 import eval_checkpoints
-from graft import config, keyed
+from graft import keyed
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import forensics
+from graft.evaluation import forensics, rebuild
 from graft.probes import attention, hypotheses, similarity
 from graft.reporting import stats
 from graft.runtime import checkpoint
@@ -96,7 +96,7 @@ def test_the_untrained_reference_is_what_the_run_started_from(study, tmp_path, m
         raise Stop
 
     runs = forensics.Runs(forensics.Settings((), "test", 9, 9, 0, "linear", 9, torch.device("cpu")), "auto")
-    cfg = config.load([study / "distill/seed1/config.yaml"])
+    cfg = rebuild.trained(study / "distill/seed1").config
     state = torch.get_rng_state()
     untrained = runs.untrained(cfg).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
@@ -132,7 +132,7 @@ def test_what_is_missing_is_named(study, tmp_path, monkeypatch, capsys):
     assert list(found["conditions"]) == ["baseline"] and "left out nothing" in capsys.readouterr().out
     with pytest.raises(UserError, match="--ssl: ss_distill is not among --conditions"):
         locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--ssl", "ss_distill")
-    with pytest.raises(UserError, match="no config"):
+    with pytest.raises(UserError, match="is no run's folder"):
         call(analyze.main, monkeypatch, "--run", study / "baseline", "--output", tmp_path / "a.json")
     with pytest.raises(UserError, match="--images: expected at least 1, got 0"):
         call(analyze.main, monkeypatch, "--run", study / "baseline/seed0", "--output", "a.json", "--images", 0)

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import eval_checkpoints
 import eval_icl
 from graft import config
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import _transformers, answers, language
+from graft.evaluation import _transformers, answers, language, rebuild
 from graft.evaluation.generation import Generated
 from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
@@ -53,15 +52,16 @@ def place(tmp_path_factory):
 def save_run(place: Path, base_dir: Path, condition: str, seed: int, *overrides: str) -> Path:
     """A finished run with two checkpoints of different random adapters (or of all weights, shifted)."""
     cfg = config.load([place / "base.yaml"], overrides, output_dir=str(base_dir / condition), seed=seed)
-    student = parts.build("students", cfg.student, parts.build("tasks", cfg.task))
+    task = parts.build("tasks", cfg.task)
+    student = parts.build("students", cfg.student, task)
     for step in STEPS:
         torch.manual_seed(1000 * step + 10 * seed + len(condition))
         with torch.no_grad():
             state = {name: value + torch.randn(value.shape) * 0.3 for name, value in student.state_dict().items()}
         checkpoint.save(cfg.run_dir, step, {student.stem: state}, {"state": {}, "param_groups": []},
-                        {"final": step == STEPS[-1], "total_steps": STEPS[-1], "selection": {}, "base": student.base},
+                        {"final": step == STEPS[-1], "total_steps": STEPS[-1], "selection": {}, "base": student.base,
+                         "data": task.about, "config": cfg.identity(), "task_root": cfg.task.args["root"]},
                         5, texts=student.export_files())
-    (cfg.run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict())))
     return cfg.run_dir
 
 
@@ -111,7 +111,7 @@ def test_checkpoints_of_both_kinds_are_scored(study, monkeypatch, capsys):
     """The real engine: every answer is what the checkpoint's own model says, one prompt at a time."""
     found = evaluate(study, monkeypatch)
     assert "| distill | test |" in capsys.readouterr().out
-    task = parts.build("tasks", config.load([study / "baseline/seed0/config.yaml"]).task)
+    task = parts.build("tasks", rebuild.trained(study / "baseline/seed0").config.task)
     for name, stem in {"baseline": "adapter_model", "distill": "model"}.items():
         condition = found["conditions"][name]
         assert [(r["seed"], r["split"], r["step"], r["n"]) for r in condition["runs"]] == [
@@ -122,7 +122,7 @@ def test_checkpoints_of_both_kinds_are_scored(study, monkeypatch, capsys):
         folder = checkpoint.path_of(study / name / "seed0", 20)
         assert run["weights"] == stem
         assert run["checkpoint_sha256"] == checkpoint.sha256(folder / f"{stem}.safetensors")
-        cfg = config.load([study / name / "seed0/config.yaml"])
+        cfg = rebuild.trained(study / name / "seed0").config
         student = parts.build("students", cfg.student, task).eval()
         student.load_state_dict(checkpoint.load_model(study / name / "seed0")[0])
         rows = results.example_rows(study / run["examples"])
@@ -165,7 +165,7 @@ def test_metrics_and_comparison_are_those_of_the_rows(study, monkeypatch, oracle
     assert metrics["accuracy_flexible"]["n_correct"] == int(flexible.sum()) == 10
     assert metrics["ended"]["value"] == pytest.approx(6 / 11) and metrics["ended"]["n_ended"] == 6
     assert metrics["tokens"] == {"value": 6.0}
-    asked = parts.build("tasks", config.load([study / "baseline/seed0/config.yaml"]).task).splits["test"].prompts
+    asked = parts.build("tasks", rebuild.trained(study / "baseline/seed0").config.task).splits["test"].prompts
     lines = "".join(" ".join(map(str, asked[i].tolist())) + "\n" for i in range(11))
     assert run["prompts_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert found["conditions"]["baseline"]["runs"][0]["prompts_sha256"] != run["prompts_sha256"]
@@ -174,24 +174,25 @@ def test_metrics_and_comparison_are_those_of_the_rows(study, monkeypatch, oracle
 
 
 def test_best_on_validation_is_chosen_and_test_looked_at_once(study, monkeypatch, oracle, capsys):
-    """The later checkpoint is the better one on val; where its kept score is made worse, the earlier is taken."""
+    """The later checkpoint is the better one on val; where its kept answers are made worse, the earlier is taken."""
     evaluate(fresh(study), monkeypatch, "--choose", "best_val")
     assert sorted(f.name for f in study.glob("baseline/seed0/eval/*.json")) == ["test-20.json", "val-10.json",
                                                                               "val-20.json"]
     counts = Counter(Path(weights).name for weights, _ in oracle)
     assert counts == {"checkpoint-10": 4 * 12, "checkpoint-20": 4 * (12 + 11)}
-    kept = study / "baseline/seed0/eval/val-20.json"
-    entry = json.loads(kept.read_text())
-    entry["metrics"]["accuracy"]["value"] = 0.0
-    kept.write_text(json.dumps(entry))
+    kept = study / "baseline/seed0/eval/val-20.parquet"
+    rows = results.example_rows(kept)
+    results.write_examples(kept, rows.assign(text="nothing"), rows.attrs["fingerprint"])
     scorer = language.Scorer(best_of(study, ["val"]), accelerator())
-    cfg = config.load([study / "baseline/seed0/config.yaml"])
-    task = parts.build("tasks", cfg.task)
-    (chosen,) = scorer.score("baseline", study / "baseline/seed0", cfg, task)
+    run = rebuild.trained(study / "baseline/seed0")
+    task = parts.build("tasks", run.config.task)
+    capsys.readouterr()
+    (chosen,) = scorer.score("baseline", run, task, {"val": []})
+    assert "val-20.json: disagrees with its rows" in capsys.readouterr().out
     assert chosen["step"] == 10 and len(scorer.curve) == 2
     capsys.readouterr()
     scorer = language.Scorer(best_of(study, ["val", "test"]), accelerator())
-    assert [e["step"] for e in scorer.score("baseline", study / "baseline/seed0", cfg, task)] == [10, 10]
+    assert [e["step"] for e in scorer.score("baseline", run, task, {"val": [], "test": []})] == [10, 10]
     assert "test was scored before at step 20, now at 10" in capsys.readouterr().out
 
 
@@ -247,11 +248,14 @@ def test_what_was_generated_survives_a_crash(study, monkeypatch, oracle):
 def test_another_setting_is_scored_again(study, monkeypatch, oracle):
     evaluate(fresh(study), monkeypatch)
     count = len(oracle)
-    file = study / "baseline/seed0/config.yaml"
-    before = file.read_text()
-    file.write_text(before.replace("max_new_tokens: 6", "max_new_tokens: 5"))
+    file = study / "baseline/seed0/eval/val-20.json"
+    file.write_text(file.read_text().replace('"max_new_tokens": 6', '"max_new_tokens": 5'))
+    for kept in (study / "baseline/seed0/eval").glob("val-10.*"):
+        kept.unlink()
+    for name, now in {"precision": "bf16", "template_sha256": "another"}.items():
+        file = study / "baseline/seed0/eval/test-20.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), name: now}))
     evaluate(study, monkeypatch)
-    file.write_text(before)
     assert len(oracle) - count == 2 * 12 + 11
 
 

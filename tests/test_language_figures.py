@@ -17,7 +17,7 @@ from graft.reporting import estimates, figures, results, stats
 from test_figures import call
 
 SCRIPTS = {gen_ablation_fig: "ablation", gen_checkpoint_fig: "checkpoint", gen_summary_fig: "summary"}
-DATA = {"id": "gsm8k", "fingerprint": "f1"}
+DATA = {"id": "gsm8k", "fingerprint": "f1", "fingerprints": {"val": "f1", "test": "f1"}}
 LEVELS = {"baseline": 0.5, "distill": 0.7, "wrong_shots": 0.3}
 SIZES = {"val": 60, "test": 80}
 STEPS = (10, 20, 30)

@@ -17,7 +17,7 @@ from graft.reporting import results
 from small import ROOT
 from test_results import make_run, scored
 
-DATA = {"id": "digits_%", "fingerprint": "f" * 64, "classes": ["0", "1", "2", "3"],
+DATA = {"id": "digits_%", "fingerprint": "f" * 64, "fingerprints": {"test": "f1"}, "classes": ["0", "1", "2", "3"],
         "sizes": {"train": 40, "val": 8, "test": 120}}
 TEXT = (ROOT / "paper/main.tex").read_text()
 
@@ -44,7 +44,7 @@ def forensics_of(content):
 @pytest.fixture
 def content(tmp_path):
     level = {"baseline": 0.6, "cnn_arm": 0.9, "ssl_arm": 0.62}
-    runs = [make_run(tmp_path, name, seed, scored(seed + 7 * i, accuracy), fingerprint=DATA["fingerprint"])
+    runs = [make_run(tmp_path, name, seed, scored(seed + 7 * i, accuracy))
             for i, (name, accuracy) in enumerate(level.items()) for seed in (0, 1)]
     return results.assemble("a_b", DATA, runs, tmp_path, code_sha="0123456789abcdef+dirty")
 

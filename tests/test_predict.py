@@ -58,7 +58,7 @@ def call(monkeypatch, script, *arguments):
 
 
 def model_of(run_dir):
-    cfg = config.load([run_dir / "config.yaml"])
+    cfg = rebuild.trained(run_dir).config
     task = parts.build("tasks", cfg.task)
     model = parts.build("students", cfg.student, task)
     model.load_state_dict(checkpoint.load_model(run_dir)[0])
@@ -123,15 +123,15 @@ def test_what_is_wrong_is_named(monkeypatch, tmp_path, runs):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text\.png: is not an image"):
         call(monkeypatch, predict, tmp_path / "text.png", "--run", runs / "vit/seed0")
-    with pytest.raises(UserError, match=r"has no config\.yaml"):
+    with pytest.raises(UserError, match=r"is no run's folder"):
         call(monkeypatch, predict, tmp_path / "text.png", "--run", tmp_path)
     with pytest.raises(UserError, match="no finished run"):
         predict.newest_run(tmp_path)
-    for name, second in {"a": 2, "b": 3, "c": 1}.items():
-        (tmp_path / "study" / name / "seed0").mkdir(parents=True)
-        shutil.copy(runs / "vit/seed0/config.yaml", tmp_path / "study" / name / "seed0")
-        (tmp_path / "study" / name / "seed0/status.json").write_text(
+    for name, second in {"a/seed0": 2, "b/seed0": 3, "c/seed0": 1, "b/seed0_old": 5, "d/seed0": 6}.items():
+        shutil.copytree(runs / "vit/seed0", tmp_path / "study" / name)
+        (tmp_path / "study" / name / "status.json").write_text(
             json.dumps({"state": "done", "time": f"2026-01-01T00:00:0{second}+00:00"}))
+    (tmp_path / "study/d/seed0/status.json").write_text('{"state": "do')
     assert predict.newest_run(tmp_path) == tmp_path / "study/b/seed0"
 
 

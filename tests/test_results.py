@@ -14,7 +14,7 @@ import write_results
 from graft.errors import UserError
 from graft.reporting import results, stats, tables
 
-DATA = {"id": "digits", "fingerprint": "f1", "classes": 4}
+DATA = {"id": "digits", "fingerprint": "f", "fingerprints": {"val": "f1", "test": "f1"}, "classes": 4}
 N = 120
 
 

@@ -11,7 +11,6 @@ import pytest
 import timm as timm_library
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -37,12 +36,12 @@ def a_run(folder: Path, task, method: str = "baseline", student: dict | None = N
     """A finished run of a small ViT, or of another student: its folder and the model in it."""
     part = student or {"name": "vit", **TINY, **vit_args}
     folder.mkdir(parents=True)
-    OmegaConf.save({"method": method, "task": {"name": "digits"}, "student": part}, folder / "config.yaml")
     torch.manual_seed(1)
     model = build("students", Part(part["name"], {key: value for key, value in part.items() if key != "name"}), task)
     average = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
     checkpoint.save(folder, 7, {"model": model.state_dict(), "average": average}, {},
-                    {"final": True, "total_steps": 7}, keep=2)
+                    {"final": True, "total_steps": 7, "data": task.about, "task_root": "",
+                     "config": {"method": method, "task": {"name": "digits"}, "student": part}}, keep=2)
     return folder, model
 
 
@@ -116,11 +115,15 @@ def test_run_folder_must_be_one(tmp_path):
         teacher("run", task, path=str(tmp_path / "arm"))
     with pytest.raises(UserError, match="nowhere does not exist"):
         teacher("run", task, path=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"has no config.yaml"):
+    with pytest.raises(UserError, match=r"has no checkpoint"):
         teacher("run", task, path=str(tmp_path))
 
 
-def test_run_teacher_of_other_classes_or_architecture_is_refused(tmp_path):
+def _with_depth(info: dict, depth: int) -> dict:
+    return {**info, "config": {**info["config"], "student": {**info["config"]["student"], "depth": depth}}}
+
+
+def test_run_teacher_of_other_classes_or_architecture_is_refused(tmp_path, monkeypatch):
     folder, _ = a_run(tmp_path / "hundred", a_task(classes=100))
     with pytest.raises(UserError, match=r"teacher has 100 classes, data has 10$"):
         teacher("run", a_task(), path=str(folder))
@@ -129,8 +132,8 @@ def test_run_teacher_of_other_classes_or_architecture_is_refused(tmp_path):
                                         r"\(1, 257, 24\), expected \(1, 65, 24\)"):
         teacher("run", a_task(), path=str(folder))
     folder, _ = a_run(tmp_path / "deeper", a_task())
-    OmegaConf.update(broken := OmegaConf.load(folder / "config.yaml"), "student.depth", 5)
-    OmegaConf.save(broken, folder / "config.yaml")
+    real = checkpoint.info_of
+    monkeypatch.setattr(checkpoint, "info_of", lambda path: _with_depth(real(path), 5))
     with pytest.raises(UserError, match=r"24 missing: model.blocks.3.norm1.weight(, [\w.]+){4}, …$"):
         teacher("run", a_task(), path=str(folder))
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from graft import keyed
 from graft.errors import UserError
+from graft.evaluation import kept
 from graft.reporting import results
 from graft.runtime import checkpoint
 from graft.runtime.provenance import code_sha
@@ -53,10 +54,18 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
     `wanted` is what must be equal for that; it holds `split` and goes into the entry. `prompts[j]` asks item
     `index[j]`. Raises UserError if the checkpoint in `weights` is damaged.
     """
-    wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index), "data_fingerprint": task.fingerprint,
-              "prompts_sha256": prompts_sha256(prompts), "engine": engine.name, "precision": engine.source.dtype,
-              "max_new_tokens": engine.source.stop.max_new_tokens}
-    if entry := results.kept(path, wanted):
+    stop = engine.source.stop
+    wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index),
+              "data_fingerprint": task.fingerprints[wanted["split"]], "template_sha256": task.prompt.template_sha256,
+              "tokenizer_sha256": task.prompt.tokenizer_sha256, "prompts_sha256": prompts_sha256(prompts),
+              "engine": engine.name, "precision": engine.source.dtype, "max_new_tokens": stop.max_new_tokens,
+              "stop": {"ids": list(stop.ids), "texts": list(stop.texts)}}
+
+    def again(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+        judged = judge(task, wanted["split"], index, rows[["text", "tokens", "ended"]].to_dict("records"))
+        return judged, metrics(judged)
+
+    if entry := kept.score(path, wanted, index, again):
         return entry
     if weights is not None:
         checkpoint.verify(weights)  # on every process: all of them go on, or none does
@@ -66,7 +75,7 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
     entry = {**wanted, "metrics": metrics(rows), "examples": str(rows_file.relative_to(base_dir)),
              "code_sha": code_sha()}
     if accelerator.is_main_process:
-        results.write_examples(rows_file, rows, task.fingerprint)
+        results.write_examples(rows_file, rows, wanted["data_fingerprint"])
         results.write_json(path, entry)
         for part in path.parent.glob(f"{path.stem}.*.jsonl"):
             part.unlink()

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft import config, keyed
-from graft.config import parts
+from graft import keyed
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import rebuild
@@ -32,6 +31,8 @@ class Settings:
     kernel: str
     batch_size: int
     device: torch.device
+    task_root: str = ""
+    allow_other_data: bool = False
 
 
 class Runs:
@@ -39,17 +40,19 @@ class Runs:
 
     def __init__(self, settings: Settings, weights: str):
         self.settings, self.weights = settings, weights
-        self.task = rebuild.Tasks(settings.device)
+        self.task = rebuild.Tasks(settings.device, settings.task_root, settings.allow_other_data)
         self.teachers: dict[str, nn.Module] = {}
 
     def student(self, run_dir: Path) -> tuple[Config, nn.Module, dict[str, Any]]:
-        """A finished run's configuration, student and checkpoint facts."""
-        if not (run_dir / "config.yaml").is_file():
-            raise UserError(f"{run_dir}: has no config.yaml; expected a run's folder, <condition>/seed<k>")
-        cfg = config.load([run_dir / "config.yaml"])
-        rebuild.refuse_text(cfg, run_dir)
-        student, info = rebuild.student(cfg, run_dir, self.task(cfg), self.weights)
-        return cfg, student.to(self.settings.device), info
+        """A finished run's configuration, student and checkpoint facts.
+
+        Raises UserError if its data are not what they were.
+        """
+        run = rebuild.trained(run_dir)
+        rebuild.refuse_text(run.config, run_dir)
+        _, different = self.task.of(run, [self.settings.split])
+        student, info = rebuild.student(run, self.weights)
+        return run.config, student.to(self.settings.device), {**info, "other_data": different[self.settings.split]}
 
     def untrained(self, cfg: Config) -> nn.Module:
         """The student as the run's seed initialised it (without published weights, if it started from some)."""
@@ -63,7 +66,8 @@ class Runs:
             return None
         key = json.dumps([cfg.teacher.name, cfg.teacher.args, cfg.task.name, cfg.task.args], sort_keys=True)
         if key not in self.teachers:
-            self.teachers[key] = parts.build("teachers", cfg.teacher, self.task(cfg)).to(self.settings.device)
+            found = rebuild.teacher(cfg, self.task(cfg), self.settings.allow_other_data)
+            self.teachers[key] = found.to(self.settings.device)
         return self.teachers[key]
 
     def images(self, cfg: Config, count: int):
@@ -104,7 +108,7 @@ def entry(runs: Runs, cfg: Config, student: nn.Module, info: dict[str, Any]) -> 
     """All that is asked for of one run, and each image's attention distance (n,) or None."""
     metrics = runs.settings.metrics
     found: dict[str, Any] = {"seed": cfg.seed, "step": info["step"], "weights": info["weights"],
-                             "checkpoint_sha256": info["sha256"]}
+                             "checkpoint_sha256": info["sha256"], "other_data": info["other_data"]}
     distance = None
     if "attention" in metrics:
         seen, heads = look(runs, cfg, student)
@@ -124,7 +128,8 @@ def describe(runs: Runs, cfg: Config) -> dict[str, Any]:
     task, settings = runs.task(cfg), runs.settings
     size = len(task.splits[settings.split])
     sizes = {"attention": settings.images, "cka": settings.cka_images, "hessian": settings.hessian_images}
-    return {"id": task.data_id, "fingerprint": task.fingerprint, "split": settings.split,
+    return {"id": task.data_id, "fingerprint": task.fingerprint, "fingerprints": task.fingerprints,
+            "split": settings.split,
             "n": {name: min(sizes[name], size) for name in settings.metrics}}
 
 
@@ -139,6 +144,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    rebuild.add_data_options(parser)
 
 
 def make_runs(options: argparse.Namespace, metrics: list[str], hessian_images: int) -> Runs:
@@ -147,4 +153,5 @@ def make_runs(options: argparse.Namespace, metrics: list[str], hessian_images: i
         if getattr(options, name) < 1:
             raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
     return Runs(Settings(tuple(metrics), options.split, options.images, options.cka_images, hessian_images,
-                         options.kernel, options.batch_size, torch.device(options.device)), options.weights)
+                         options.kernel, options.batch_size, torch.device(options.device), options.task_root,
+                         options.allow_other_data), options.weights)

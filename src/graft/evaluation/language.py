@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.evaluation import answers, engines, generation
+from graft.evaluation import answers, engines, generation, rebuild
 from graft.reporting import results
 from graft.runtime import checkpoint
 from graft.students import _language
@@ -27,15 +26,20 @@ class Scorer:
         self.base = ""  # identity of the engine's base model
         self.curve: list[dict[str, Any]] = []
 
-    def score(self, condition: str, run_dir: Path, cfg: Config, task: TextTask) -> list[dict[str, Any]]:
-        """The entries of `conditions.*.runs` for one run: its chosen step, on each split."""
+    def score(self, condition: str, run: rebuild.Trained, task: TextTask,
+              different: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """The entries of `conditions.*.runs` for one run: its chosen step, on each split.
+
+        `different` is in what each split is not what it was (`rebuild.Tasks.of`).
+        """
+        run_dir = run.folder
         if self.options.weights == "average":
             raise UserError(f"--weights average: {run_dir} trained a language model; only its last weights are scored")
         steps = checkpoint.finished(run_dir)
         chosen, entries = steps[-1], []
         if self.options.choose == "best_val" and "val" not in self.options.splits:
             raise UserError("--choose best_val: needs --splits val")
-        one = functools.partial(self._one, self._engine(cfg, task), condition, run_dir, cfg, task)
+        one = functools.partial(self._one, self._engine(run.config, task), condition, run, task, different)
         if "val" in self.options.splits and len(task.splits["val"]):
             wanted = steps if self.options.steps == "all" or self.options.choose == "best_val" else steps[-1:]
             scored = [one("val", step) for step in wanted]
@@ -53,18 +57,19 @@ class Scorer:
         if others and others != [chosen] and self.accelerator.is_main_process:
             print(f"note: {run_dir}: test was scored before at step {', '.join(map(str, others))}, now at {chosen}")
 
-    def _one(self, engine: Any, condition: str, run_dir: Path, cfg: Config, task: TextTask, split: str,
-             step: int) -> dict[str, Any]:
-        folder, own = checkpoint.path_of(run_dir, step), task.splits[split]
-        wanted = {"condition": condition, "seed": cfg.seed, "step": step, "split": split, **answers.weights_of(folder)}
+    def _one(self, engine: Any, condition: str, run: rebuild.Trained, task: TextTask, different: dict[str, list[str]],
+             split: str, step: int) -> dict[str, Any]:
+        folder, own = checkpoint.path_of(run.folder, step), task.splits[split]
+        wanted = {"condition": condition, "seed": run.config.seed, "step": step, "split": split,
+                  **answers.weights_of(folder), **rebuild.origin(run, task, split, different[split])}
         if generation.is_adapter(folder):
             self._refuse_other_base(folder, engine.source.model)
-        return answers.scored(run_dir / "eval" / f"{split}-{step}.json", wanted, engine, task, own.prompts,
+        return answers.scored(run.folder / "eval" / f"{split}-{step}.json", wanted, engine, task, own.prompts,
                               range(len(own)), folder, self.options.base_dir, self.accelerator)
 
     def _refuse_other_base(self, folder: Path, model: str) -> None:
         """An adapter over other weights than it was trained over would be scored without a word."""
-        trained = json.loads((folder / "trainer.json").read_text())["base"].rpartition(" in ")[0]
+        trained = checkpoint.info_of(folder)["base"].rpartition(" in ")[0]
         if trained != self.base:
             raise UserError(f"{folder}: an adapter of another base model ({trained[:60]}) than {model} is now "
                             f"({self.base[:60]})")

@@ -1,43 +1,125 @@
-"""A finished run's data set and student, from its config.yaml and its weights."""
+"""A finished run from its checkpoint: its configuration, its student, and whether its data are still what they were.
 
+Nothing beside the checkpoint is believed: `config.yaml` is a copy for people.
+"""
+
+import argparse
 import json
-from dataclasses import replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from graft import config
 from graft.config import parts
 from graft.config.options import Config, Part
 from graft.errors import UserError
-from graft.runtime import checkpoint
+from graft.runtime import checkpoint, identity
 from graft.tasks._task import Task
+from graft.tasks._text import TextTask
+
+SEED = re.compile(r"seed(\d+)")
+FIXED = ("channels", "size")  # a student is built for them
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run as its newest checkpoint tells it; `data` is what it was trained on (see `graft.runtime.identity`)."""
+
+    folder: Path
+    config: Config
+    data: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """The image task it was trained on, without its images: all that building its student takes."""
+        facts = {name: self.data[name] for name in ("fingerprints", "classes", "channels", "size", "mean", "std")}
+        return Task(name=self.config.task.name, data_id=self.data["id"], splits={}, **facts)
+
+
+def trained(run_dir: Path) -> Trained:
+    """The run in a folder, finished or not.
+
+    Raises UserError if it is no run's folder, has no checkpoint, or its newest one was changed or says too little.
+    """
+    if not checkpoint.is_run(run_dir):
+        raise UserError(f"{run_dir}: is no run's folder; expected <condition>/seed<k> with checkpoint-<step> in it")
+    path = checkpoint.newest(run_dir)
+    info = checkpoint.info_of(path)
+    data = identity.of_checkpoint(path, info)
+    # Where files lie is no part of what the run is, so it stands apart.
+    root = {"root": info["task_root"]} if info["task_root"] else {}
+    values = {**info["config"], "task": {**info["config"]["task"], **root}}
+    return Trained(run_dir, config.restored(values, f"{path}/trainer.json", output_dir=str(run_dir.parent)), data)
 
 
 def runs_of(base_dir: Path, condition: str) -> list[Path]:
-    """The run folders of a condition by seed. Raises UserError if there are none."""
-    found = sorted(base_dir.glob(f"{condition}/seed*/config.yaml"), key=lambda f: int(f.parent.name[4:]))
-    if not found:
-        have = ", ".join(sorted({f.parent.parent.name for f in base_dir.glob("*/seed*/config.yaml")})) or "none"
-        raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {have}")
-    return [file.parent for file in found]
+    """The run folders of a condition by seed, `seed<k>` and no other. Raises UserError if there are none."""
+    def there(name: str) -> list[Path]:
+        folders = [path for path in (base_dir / name).glob("seed*") if SEED.fullmatch(path.name)]
+        return [path for path in folders if checkpoint.is_run(path)]
+
+    if not (found := there(condition)):
+        have = [path.name for path in sorted(base_dir.glob("*")) if path.is_dir() and there(path.name)]
+        raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {', '.join(have) or 'none'}")
+    return sorted(found, key=lambda path: int(path.name[4:]))
 
 
 class Tasks:
-    """The data sets of runs, on the device; runs that have the same one share it."""
+    """The data sets of runs as they are now, on the device; runs that have the same one share it.
 
-    def __init__(self, device: torch.device):
-        self.device, self.built = device, {}
+    `root`: where the data lie now, if they were moved. `allow_other`: other data than a run was trained on are no
+    error.
+    """
 
-    def __call__(self, cfg: Config) -> Task:
+    def __init__(self, device: torch.device, root: str = "", allow_other: bool = False):
+        self.device, self.root, self.allow_other, self.built = device, root, allow_other, {}
+
+    def __call__(self, cfg: Config) -> Task | TextTask:
         """The run's data set, built the first time it is asked for."""
-        key = json.dumps([cfg.task.name, cfg.task.args], sort_keys=True)
+        part = replace(cfg.task, args={**cfg.task.args, "root": self.root}) if self.root else cfg.task
+        key = json.dumps([part.name, part.args], sort_keys=True)
         if key not in self.built:
-            self.built[key] = parts.build("tasks", cfg.task)
+            self.built[key] = parts.build("tasks", part)
             for split in self.built[key].splits.values():
                 split.to(self.device, cfg.train.workers)
         return self.built[key]
+
+    def of(self, run: Trained, splits: Sequence[str]) -> tuple[Task | TextTask, dict[str, list[str]]]:
+        """The run's data set, and in what each of `splits` differs from the one it was trained with.
+
+        Raises UserError, one line that names what differs, unless nothing does or that is allowed.
+        """
+        task = self(run.config)
+        found = {split: identity.differences(run.data, task.about, [split]) for split in splits}
+        different = list(dict.fromkeys(text for texts in found.values() for text in texts))
+        impossible = [name for name in FIXED if run.data.get(name) != task.about.get(name)]
+        impossible += ["the number of classes"] * (len(run.data.get("classes", ())) != len(task.classes))
+        if different and (impossible or not self.allow_other):
+            advice = f"its student cannot read data with another {impossible[0]}" if impossible else \
+                "what is scored may have been trained on; --allow_other_data scores it all the same and says so"
+            raise UserError(f"{run.folder}: was trained on other data ({'; '.join(different)}); {advice}")
+        if different:
+            tqdm.write(f"note: {run.folder}: was trained on other data ({'; '.join(different)})")
+        return task, found
+
+
+def origin(run: Trained, task: Task | TextTask, split: str, different: list[str]) -> dict[str, Any]:
+    """What a score says of the data it was made on, and of those that were trained on."""
+    return {"data_fingerprint": task.fingerprints[split], "train_fingerprint": run.data["fingerprints"]["train"],
+            "other_data": different}
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all scripts that bring checkpoints and data together."""
+    parser.add_argument("--task_root", default="", metavar="DIR", help="where the data lie now, if they were moved")
+    parser.add_argument("--allow_other_data", action="store_true", help="go on where the data, class names, tokenizer "
+                        "or template are not those of training; what differs is written into the output")
 
 
 def refuse_text(cfg: Config, run_dir: Path) -> None:
@@ -53,20 +135,26 @@ def architecture(student: Part, task: Task) -> nn.Module:
     return parts.build("students", replace(student, args={**student.args, **started}), task)
 
 
-def student(cfg: Config, run_dir: Path, task: Task, weights: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+def student(run: Trained, weights: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
     """The trained student in evaluation mode, and what its checkpoint says (see `checkpoint.load_model`)."""
-    state, info = checkpoint.load_model(run_dir, weights)
-    module = architecture(cfg.student, task)
+    state, info = checkpoint.load_model(run.folder, weights)
+    module = architecture(run.config.student, run.task)
     module.load_state_dict(state)
     return module.eval(), info
 
 
-def classifier(cfg: Config, task: Task, weights: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+def classifier(run: Trained, weights: str, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     """A finished run's student and what its checkpoint says. Raises UserError if it has no classifier."""
-    if cfg.method == "ssl_teacher":
-        raise UserError(f"{cfg.run_dir}: a self-supervised run has no classifier to score")
-    module, info = student(cfg, cfg.run_dir, task, weights)
+    if run.config.method == "ssl_teacher":
+        raise UserError(f"{run.folder}: a self-supervised run has no classifier to score")
+    module, info = student(run, weights)
     return module.to(device), info
+
+
+def teacher(cfg: Config, task: Task, allow_other: bool) -> nn.Module:
+    """The run's own teacher again; `allow_other` as in `Tasks`."""
+    excuse = {"other_data": True} if allow_other and cfg.teacher.name == "run" else {}
+    return parts.build("teachers", replace(cfg.teacher, args={**cfg.teacher.args, **excuse}), task)
 
 
 def mirrors(cfg: Config) -> bool:

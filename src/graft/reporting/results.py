@@ -125,14 +125,6 @@ def _check(value: Any, shape: Any, path: str, key: str) -> None:
             _check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
 
 
-def kept(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The score at `path` if its rows are there and it agrees with all of `wanted`; else empty."""
-    if not path.exists() or not path.with_suffix(".parquet").exists():
-        return {}
-    entry = json.loads(path.read_text())
-    return entry if all(key in entry and entry[key] == value for key, value in wanted.items()) else {}
-
-
 def write_examples(path: str | Path, rows: dict[str, np.ndarray] | pd.DataFrame, fingerprint: str) -> None:
     """Write scored rows (`scoring.score`, `answers.judge`), one an example, with the fingerprint of their data."""
     frame = pd.DataFrame({**rows})
@@ -170,7 +162,8 @@ def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()
     """The metrics of one run from its rows: accuracy and top-k with count and Wilson interval, mean nll in nats."""
     hits = {"accuracy": rows["label"] == rows["prediction"]}
     hits |= {f"top{k}": rows["label_rank"] < k for k in topk if k > 1}
-    return {**{name: share(hit) for name, hit in hits.items()}, "nll": {"value": float(rows["nll"].mean())}}
+    nll = float(np.mean(np.asarray(rows["nll"])))  # pandas would add them up in another order than numpy
+    return {**{name: share(hit) for name, hit in hits.items()}, "nll": {"value": nll}}
 
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
@@ -191,7 +184,7 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
     for key, name in [("baseline", baseline), *(("contrasts", name) for pair in contrasts for name in pair)]:
         if name not in names and (key, name) != ("baseline", ""):
             raise UserError(f"{key}: expected one of {', '.join(names)}, got {name!r}")
-    rows = _all_rows(runs, data["fingerprint"], Path(base_dir))
+    rows = _all_rows(runs, data, Path(base_dir))
     conditions: dict[str, Any] = {}
     for name in names:
         own = [run for run in runs if run["condition"] == name]
@@ -218,15 +211,19 @@ def _file(conditions: dict[str, Any], key: str, found: list[dict[str, Any]]) -> 
         own[one["metric"]] = {name: value for name, value in one.items() if name not in ("a", "b", "split", "metric")}
 
 
-def _all_rows(runs: list[dict], fingerprint: str, base_dir: Path) -> Rows:
+def _all_rows(runs: list[dict], data: dict[str, Any], base_dir: Path) -> Rows:
     """Rows by (condition, split) and seed, checked against their run, the data and each other."""
     rows: Rows = {}
     first: dict[str, tuple[Path, pd.DataFrame]] = {}
     for run in runs:
         path = base_dir / run["examples"]
         frame = example_rows(path)
-        if frame.attrs["fingerprint"] != fingerprint:
-            raise UserError(f"{path}: scored on data {frame.attrs['fingerprint']}, expected {fingerprint}")
+        if frame.attrs["fingerprint"] != data["fingerprints"][run["split"]]:
+            raise UserError(f"{path}: scored on data {frame.attrs['fingerprint']}, expected "
+                            f"{data['fingerprints'][run['split']]}")
+        for key in ("tokenizer_sha256", "template_sha256"):
+            if run.get(key) != data.get(key):
+                raise UserError(f"{path}: scored with another {key[:-7]} ({run.get(key)}, expected {data.get(key)})")
         counted = (len(frame), int(frame["correct"].sum()))
         stated = (run["n"], run["metrics"]["accuracy"]["n_correct"])
         if counted != stated:

@@ -45,10 +45,3 @@ def _apart(then: Any, today: Any) -> str:
         then, today = (f"{values[place] if place < len(values) else 'none'} as number {place} of {len(values)}"
                        for values in (then, today))
     return f"{str(then)[:SHOWN]}, now {str(today)[:SHOWN]}"
-
-
-def refuse_other_data(where: str | Path, trained: dict[str, Any], now: dict[str, Any], splits: Sequence[str],
-                      advice: str) -> None:
-    """Raise UserError, one line that names what differs, unless it is the same data."""
-    if found := differences(trained, now, splits):
-        raise UserError(f"{where}: was trained on other data ({'; '.join(found)}); {advice}")
