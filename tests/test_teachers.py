@@ -40,7 +40,7 @@ def a_run(folder: Path, task, method: str = "baseline", student: dict | None = N
     model = build("students", Part(part["name"], {key: value for key, value in part.items() if key != "name"}), task)
     average = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
     checkpoint.save(folder, 7, {"model": model.state_dict(), "average": average}, {},
-                    {"final": True, "total_steps": 7, "data": task.about, "task_root": "",
+                    {"final": True, "total_steps": 7, "data": task.about,
                      "config": {"method": method, "task": {"name": "digits"}, "student": part}}, keep=2)
     return folder, model
 

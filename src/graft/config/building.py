@@ -25,7 +25,7 @@ def load(files: Iterable[str | Path], overrides: Iterable[str] = (), **scalars: 
 
 
 def restored(values: dict[str, Any], source: str, **scalars: Any) -> Config:
-    """The configuration that a checkpoint holds (`Config.identity`), then `scalars`; `source` is named by errors."""
+    """The configuration that a checkpoint holds (`Config.to_dict`), then `scalars`; `source` is named by errors."""
     merged = Merge()
     merged.add(source, values)
     merged.add(source, scalars)

@@ -52,10 +52,8 @@ def trained(run_dir: Path) -> Trained:
     path = checkpoint.newest(run_dir)
     info = checkpoint.info_of(path)
     data = identity.of_checkpoint(path, info)
-    # Where files lie is no part of what the run is, so it stands apart.
-    root = {"root": info["task_root"]} if info["task_root"] else {}
-    values = {**info["config"], "task": {**info["config"]["task"], **root}}
-    return Trained(run_dir, config.restored(values, f"{path}/trainer.json", output_dir=str(run_dir.parent)), data)
+    cfg = config.restored(info["config"], f"{path}/trainer.json", output_dir=str(run_dir.parent))
+    return Trained(run_dir, cfg, data)
 
 
 def runs_of(base_dir: Path, condition: str) -> list[Path]:

@@ -14,7 +14,7 @@ from graft.errors import UserError
 
 ALWAYS = ("classes", "channels", "size", "layout", "tokenizer_sha256", "template_sha256")
 NAMES = {"classes": "class names", "tokenizer_sha256": "tokenizer", "template_sha256": "template"}
-SHOWN = 60  # characters of a value
+SHOWN = 40  # characters of a value
 
 
 def of_checkpoint(path: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def of_checkpoint(path: Path, info: dict[str, Any]) -> dict[str, Any]:
 
 def differences(trained: dict[str, Any], now: dict[str, Any], splits: Sequence[str]) -> list[str]:
     """In what `now` differs from the facts of training, each a few words: the checkpoint's value, then today's."""
-    found = [f"{NAMES.get(key, key)}: {_apart(trained.get(key), now.get(key))}"
+    found = [f"{NAMES.get(key, key)} {_apart(trained.get(key), now.get(key))}"
              for key in ALWAYS if trained.get(key) != now.get(key)]
     for split in splits:
         then, today = (facts["fingerprints"].get(split, "") for facts in (trained, now))
         if then != today:
             sizes = [f"{facts['sizes'].get(split, 0)} items, sha256 {digest[:12]}"
                      for facts, digest in ((trained, then), (now, today))]
-            found.append(f"{split} data: {sizes[0]}, now {sizes[1]}")
+            found.append(f"{split} data of {sizes[0]}, now {sizes[1]}")
     return found
 
 
@@ -42,6 +42,6 @@ def _apart(then: Any, today: Any) -> str:
     """Two values that differ; of lists, such as class names, what differs first."""
     if isinstance(then, list) and isinstance(today, list):
         place = next((i for i, (a, b) in enumerate(zip(then, today)) if a != b), min(len(then), len(today)))
-        then, today = (f"{values[place] if place < len(values) else 'none'} as number {place} of {len(values)}"
+        then, today = (f"{place + 1} of {len(values)}: {values[place] if place < len(values) else 'none'}"
                        for values in (then, today))
     return f"{str(then)[:SHOWN]}, now {str(today)[:SHOWN]}"

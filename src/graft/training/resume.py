@@ -33,7 +33,9 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     found = []
     if info["config_sha256"] != config.sha256:
         old, new = leaves(info["config"]), leaves(config.identity())
-        changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        idle = leaves(config.to_dict()).keys() - new.keys()  # keys that have no influence on the result
+        changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new}
+                   if k not in idle and old.get(k) != new.get(k)]
         found.append(f"with another configuration ({'; '.join(changed[:3])})")
     if info["world_size"] != world:
         found.append(f"by {info['world_size']} processes, this is {world}, and the result would not be bit-identical")

@@ -72,8 +72,7 @@ class Saver:
             optimizer = gathered(self.optimizer.state_dict(), self.main)
         if self.main:
             info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
-                    "config": self.config.identity(), "task_root": self.config.task.args.get("root", ""),
-                    "code_sha": code_sha(), **self._origin()}
+                    "config": self.config.to_dict(), "code_sha": code_sha(), **self._origin()}
             texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
             try:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
