@@ -15,6 +15,7 @@ from graft.runtime import checkpoint
 from graft.runtime.files import write_text
 from graft.runtime.provenance import code_sha, provenance
 from graft.runtime.status import write_status
+from graft.students._language import tokenizer_files
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.resume import find, refuse_other_run
@@ -30,6 +31,7 @@ class Saver:
                  objective: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int, sharded: bool):
         self.config, self.task, self.student, self.optimizer = config, task, student, optimizer
         self.main, self.world, self.sharded, self.failures = rank == 0, world, sharded, 0
+        self.tokenizer: dict[str, bytes] = {}
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
@@ -59,6 +61,13 @@ class Saver:
         sharding = {"sharding": "fsdp"} if self.sharded else {}  # sums are added in another order
         return {"data": self.task.about, **base, **sharding}
 
+    def _files(self) -> dict[str, str | bytes]:
+        """What makes a checkpoint of a language model a model for other tools."""
+        if not isinstance(self.task, TextTask):
+            return {}
+        self.tokenizer = self.tokenizer or tokenizer_files(self.task.prompt.tokenizer)
+        return {**self.student.export_files(), **self.tokenizer}
+
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
         """Write a checkpoint on the main process; `progress` joins trainer.json.
@@ -73,10 +82,9 @@ class Saver:
         if self.main:
             info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
                     "config": self.config.to_dict(), "code_sha": code_sha(), **self._origin()}
-            texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
             try:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
-                                best_step, texts)
+                                best_step, self._files())
                 write_status(self.config.run_dir, "running", step)
             except NonFinite as error:
                 outcome = [error]
