@@ -28,7 +28,7 @@ from graft.runtime.signals import StopSignal, die_with_parent
 from graft.runtime.status import Job
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.training.batches import micro_batches, plan
+from graft.training.batches import micro_batches, plan, try_out
 from graft.training.journal import Journal
 from graft.training.learner import Learner
 from graft.training.optim import Average, build_optimizer, lr_at
@@ -133,6 +133,8 @@ class Run:
         if self.world > 1 and self.device.type == "cuda":
             # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        if isinstance(task, Task):
+            try_out(config, task, student, self.micro_size)
         if not self.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective
