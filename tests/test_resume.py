@@ -57,7 +57,7 @@ def exit_inside_save(point: int) -> None:
 
     checkpoint.save_file = counted(checkpoint.save_file)
     checkpoint.torch.save = counted(checkpoint.torch.save)
-    checkpoint._sync = counted(checkpoint._sync)
+    checkpoint.sync = counted(checkpoint.sync)
     checkpoint.os.rename = counted(checkpoint.os.rename)
 
 

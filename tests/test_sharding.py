@@ -21,6 +21,7 @@ from graft.config.options import Term
 from graft.errors import NonFinite, UserError
 from graft.evaluation import scoring
 from graft.runtime import checkpoint
+from graft.runtime.place import Place
 from graft.tasks._context import Context
 from graft.teachers import _topk_cache, context_lm
 from graft.training import sharding
@@ -28,7 +29,7 @@ from graft.training.journal import read
 from graft.training.learner import Learner
 from graft.training.objective import Objective
 from graft.training.optim import build_optimizer
-from graft.training.update import Update
+from graft.training.update import Stop, Update
 from small import BASE, ROOT, environment, weights
 from small_lm import CPU, KEYS, base_config, batch, last_wins, lm, student, task, tiny
 
@@ -141,7 +142,7 @@ def test_a_sharded_update_that_is_not_finite_is_not_applied(tmp_path, alone, lor
     model = student(about, lora=lora)
     terms = Objective((Term("ce", {"smoothing": 0.0, "smooth_soft": True}),), model, None, seed=0)
     learner = sharding.shard(Learner(model, terms, contextlib.nullcontext), CPU)
-    update = Update(cfg, build_optimizer([learner], cfg.optim), CPU, 0, 1)
+    update = Update(cfg, build_optimizer([learner], cfg.optim), Place(CPU))
     assert update.params and all(isinstance(p, DTensor) for p in update.params)
     tokens, targets = batch(about, 1, 2)
 
@@ -160,7 +161,7 @@ def test_a_sharded_update_that_is_not_finite_is_not_applied(tmp_path, alone, lor
         loss, values = learner(tokens, (), None, targets, None, [1.0], window=9.0, micro_share=1.0)
         (loss * factor).backward()
         update.add(loss * factor, values)
-        update.apply(number, 1e-2, False)
+        update.apply(number, 1e-2, Stop.NO)
 
     untouched = state()
     step(0, 1.0)

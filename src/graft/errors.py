@@ -4,14 +4,25 @@
 to `status.json` in the run's folder; orchestration reads that file, not `$?`.
 """
 
+import contextlib
+import errno
+import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import TextIO
 
 
 class UserError(ValueError):
-    """Bad configuration, data or arguments: nothing was started and nothing was lost."""
+    """Bad configuration, data or arguments: nothing was started and nothing was lost.
+
+    `told`: another process of the run says it, so this one ends without a word.
+    """
 
     exit_code = 2
+    told = False
 
 
 class NonFinite(UserError):
@@ -33,7 +44,7 @@ class NoValidCheckpoint(UserError):
 
 
 class DiskProblem(UserError):
-    """Three checkpoints in a row could not be written."""
+    """The disk is full, over its quota or broken: what had to be written, or read, was not."""
 
     exit_code = 74
 
@@ -44,18 +55,76 @@ class Preempted(UserError):
     exit_code = 143
 
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+# Of libraries that keep no errno: safetensors and tokenizers (Rust), torch.save.
+RUST = re.compile(r"os error (\d+)")
+TORCH = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """What the disk did, in words, if that is why `error` was raised (or what it was raised from); else None."""
+    while error is not None:
+        if isinstance(error, DiskProblem):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in DISK:
+            return f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
+        if (found := RUST.search(str(error))) and int(found[1]) in DISK:
+            return f"a file could not be written: {os.strerror(int(found[1]))}"
+        if isinstance(error, RuntimeError) and TORCH.search(str(error)):
+            return "a file could not be written: the disk is full, or the file is larger than is allowed"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code that an error ends a program with; None for a fault of the program's own."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if problem := disk_problem(error):
+        return problem, DiskProblem.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", UserError.exit_code
+    return None
+
+
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Run `main`; a `UserError` becomes one line on stderr and its exit code, never a traceback.
 
-    So does a file that cannot be read or written.
+    So does a file that cannot be read or written. A reader of our output that has left (`| head`) is no error.
     """
+    threading.excepthook = _in_a_thread
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is None:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave("", 128 + signal.SIGPIPE)
+    except Exception as error:
+        end = ending(error)
+        if end is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(UserError.exit_code)
+        _leave("" if getattr(error, "told", False) else end[0], end[1])
+
+
+def _leave(line: str, code: int) -> None:
+    """Exit with `code` after one line on stderr, also where stdout or stderr themselves are what cannot be written."""
+    if line:
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _silence(stream)
+    sys.exit(code)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what the stream still holds go nowhere: at the interpreter's exit it would change the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """A thread that writes for us (TensorBoard's) found the disk full: whoever it writes for hears of it."""
+    if disk_problem(failed.exc_value) is None:
+        threading.__excepthook__(failed)

@@ -16,6 +16,7 @@ from graft.config import difference, load
 from graft.config.command_line import command_line
 from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
+from graft.runtime.signals import follow_launcher
 
 
 def print_difference(cfg: Config) -> None:
@@ -39,6 +40,7 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
+    follow_launcher()
     CONFIG = command_line(__doc__, None)
     exit_cleanly(lambda: print_difference(CONFIG))
     exit_cleanly(lambda: main(CONFIG))

@@ -7,8 +7,10 @@
 """
 
 from graft.config.command_line import command_line
+from graft.runtime.signals import follow_launcher
 
 if __name__ == "__main__":
+    follow_launcher()
     CONFIG = command_line(__doc__, "baseline")  # bad input ends here, before torch is imported
 
 from graft.augment import Augment

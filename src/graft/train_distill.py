@@ -16,8 +16,10 @@ question, which the student gets bare (context distillation: Snell et al. 2022, 
 """
 
 from graft.config.command_line import command_line
+from graft.runtime.signals import follow_launcher
 
 if __name__ == "__main__":
+    follow_launcher()
     CONFIG = command_line(__doc__, "distill")  # bad input ends here, before torch is imported
 
 from graft.augment import Augment

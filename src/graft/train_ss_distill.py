@@ -12,8 +12,10 @@ without a counterpart are left out (`teacher.view: aligned`). Only the student h
 """
 
 from graft.config.command_line import command_line
+from graft.runtime.signals import follow_launcher
 
 if __name__ == "__main__":
+    follow_launcher()
     CONFIG = command_line(__doc__, "ss_distill")  # bad input ends here, before torch is imported
 
 from graft.augment import Augment

@@ -11,8 +11,10 @@ and exported is the averaged teacher; labels are used for that score alone.
 """
 
 from graft.config.command_line import command_line
+from graft.runtime.signals import follow_launcher
 
 if __name__ == "__main__":
+    follow_launcher()
     CONFIG = command_line(__doc__, "ssl_teacher")  # bad input ends here, before torch is imported
 
 import copy

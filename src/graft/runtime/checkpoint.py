@@ -8,8 +8,7 @@ A checkpoint is a folder `checkpoint-<step>` with
     optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
     trainer.json           step, epoch, world size, configuration, best validation score, early stopping, and what data
                            it was trained on: classes, sizes, normalisation, digests (`graft.runtime.identity`)
-    config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools, with
-                           tokenizer, chat template and generation config
+    config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools
     manifest.json          name -> size and sha256 of the files above; written last
 
 It is written under a temporary name, synced to disk, then renamed: a kill at any point leaves the previous
@@ -31,9 +30,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from graft.errors import NonFinite, NoValidCheckpoint, UserError
+from graft.errors import NonFinite, NoValidCheckpoint, UserError, disk_problem
+from graft.runtime.files import set_aside, sync
 
 SCHEMA_VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a file in a checkpoint
 PATTERN = re.compile(r"^checkpoint-(\d+)$")
 STUDENT = ("model", "adapter_model")  # stems of the student's weights: one of them
 
@@ -56,20 +57,11 @@ def path_of(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint-{step}"
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any],
-         info: dict[str, Any], keep: int, best_step: int | None = None,
-         files: dict[str, str | bytes] | None = None) -> Path:
+         info: dict[str, Any], keep: int, best_step: int | None = None, texts: dict[str, str] | None = None) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.
 
-    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `files` other files' names to
+    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `texts` other files' names to
     their content. Raises NonFinite, with nothing written, unless every number in them is finite, and OSError, with
     nothing left behind, when the disk is full.
     """
@@ -83,29 +75,32 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
         for stem, state in tensors.items():
             save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, temporary / f"{stem}.safetensors",
                       metadata={"format": "pt"})  # transformers wants to be told
-        for name, content in (files or {}).items():
-            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         torch.save(optimizer, temporary / "optim.pt")
         (temporary / "trainer.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **info}))
-        written = sorted(temporary.iterdir())
+        files = sorted(temporary.iterdir())
         # safetensors writes mode 0600: group members on a shared node could not read the weights.
         umask = os.umask(0)
         os.umask(umask)
-        for file in written:
+        for file in files:
             file.chmod(0o666 & ~umask)
-            _sync(file)
-        manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in written}
+            sync(file)
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _sync(temporary / "manifest.json")
-        _sync(temporary)
+        sync(temporary / "manifest.json")
+        sync(temporary)
         if final.exists():  # resumed from an older one after this one was found damaged
             set_aside(final)
         os.rename(temporary, final)
-        _sync(run_dir)
-    except (OSError, SafetensorError) as error:
+        sync(run_dir)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"{final}: could not be written ({error}); {shutil.disk_usage(run_dir).free >> 20} MiB free") \
-            from None
+        problem = disk_problem(error)  # torch.save says it with a RuntimeError
+        if problem is None and not isinstance(error, OSError | SafetensorError):
+            raise
+        raise OSError(f"{final}: could not be written ({problem or error}); "
+                      f"{shutil.disk_usage(run_dir).free >> 20} MiB free") from None
     for old in steps(run_dir)[:-keep]:
         if old != best_step:
             shutil.rmtree(path_of(run_dir, old))
@@ -163,12 +158,14 @@ def verify(path: Path) -> None:
     """Raise UserError naming the first file that is missing, cut short or changed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        names = {student_file(manifest), "optim.pt", "trainer.json"} - set(manifest)
-    except (OSError, ValueError, TypeError):
+        names = {student_file(manifest), "optim.pt", "trainer.json"} - manifest.keys()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}/manifest.json: missing or unreadable") from None
     if names:
         raise UserError(f"{path}/manifest.json: does not list {min(names)}")
     for name, expected in manifest.items():
+        if not NAME.fullmatch(name) or not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+            raise UserError(f"{path}/manifest.json: damaged at {name!a}")
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing")
@@ -176,15 +173,6 @@ def verify(path: Path) -> None:
             raise UserError(f"{file}: {file.stat().st_size} bytes, expected {expected['size']}")
         if sha256(file) != expected["sha256"]:
             raise UserError(f"{file}: content differs from its sha256")
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that it is kept for inspection and never loaded."""
-    number = 1
-    while (target := path.with_name(f"bad-{path.name}.{number}")).exists():
-        number += 1
-    os.rename(path, target)
-    return target
 
 
 def newest_valid(run_dir: Path) -> Path | None:

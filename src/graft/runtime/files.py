@@ -1,11 +1,75 @@
-"""Small files beside a run's checkpoints. No torch here."""
+"""Small files beside a run's checkpoints: written whole or not at all, read without trusting them. No torch here."""
 
+import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
+    """Write a small file so that a reader, also one after a power cut, sees the old content or the new, never a part.
+
+    Raises OSError, with nothing left behind, when the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write names no file
+        raise
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Write over a small file in place, where the disk has no room for a second one. A power cut may leave a part."""
+    with path.open("r+", encoding="utf-8") as file:
+        file.write(text)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder so that it is kept for inspection and never read."""
+    number = 1
+    while (target := path.with_name(f"bad-{path.name}.{number}")).exists():
+        number += 1
+    os.rename(path, target)
+    return target
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any] | None:
+    """The JSON object in a file that a run can do without; None where there is none.
+
+    A damaged one (not UTF-8, no JSON, no object, or without one of `keys`) is set aside, with one line, and counts as
+    missing: whoever needs it makes it again.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"has no {missing[0]}")
+        return content
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        print(f"{path}: damaged ({' '.join(str(error).split())[:80]}); set aside as {set_aside(path).name}", flush=True)
+        return None

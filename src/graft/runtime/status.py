@@ -1,43 +1,79 @@
-"""A run's folder in the hands of a job, and its `status.json`."""
+"""A run's folder in the hands of a job, and its `status.json`. No torch here."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from graft.errors import Preempted
-from graft.runtime.files import write_text
-from graft.runtime.lock import lock
+from graft.errors import Locked, Preempted, UserError, disk_problem, ending
+from graft.runtime.files import overwrite, read_json, write_text
+from graft.runtime.lock import RunLock
 from graft.runtime.provenance import now
 
 
 def write_status(run_dir: Path, state: str, step: int, exit_code: int | None = None, message: str = "") -> None:
     """Replace `status.json`: `running`, `done`, `preempted` or `failed`."""
-    write_text(run_dir / "status.json", json.dumps({"state": state, "step": step, "exit_code": exit_code,
-                                                    "message": message, "time": now(), "pid": os.getpid()}) + "\n")
+    text = json.dumps({"state": state, "step": step, "exit_code": exit_code, "message": message, "time": now(),
+                       "pid": os.getpid()}) + "\n"
+    try:
+        write_text(run_dir / "status.json", text)
+    except OSError as error:
+        if state != "failed" or disk_problem(error) is None:
+            raise
+        overwrite(run_dir / "status.json", text)  # a full disk must not leave a failed run as `running`
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """What `status.json` holds, for those who only look: `{"state": "none"}` without one, `unreadable` if damaged."""
+    try:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        return status if isinstance(status, dict) and isinstance(status.get("state"), str) else {"state": "unreadable"}
+    except FileNotFoundError:
+        return {"state": "none"}
+    except (OSError, ValueError, RecursionError):
+        return {"state": "unreadable"}
 
 
 class Job:
     """A run's folder in the hands of one process: locked against other jobs, with its `status.json` kept.
 
-    Raises Locked while another job has it.
+    Raises Locked while another job has it, Preempted when `stopped()` while its lock is waited for.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, say: Callable[[str], None] = print, stopped: Callable[[], bool] = lambda: False):
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.dir, self.lock = run_dir, lock(run_dir)
-        status = run_dir / "status.json"
-        self.before = status.read_text() if status.exists() else ""
-        write_status(run_dir, "running", 0)
+        self.dir, self.lock = run_dir, RunLock(run_dir, say, stopped)
+        try:
+            self.before = read_json(run_dir / "status.json", "state")
+            write_status(run_dir, "running", 0)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    @property
+    def trouble(self) -> UserError | None:
+        """Why this job may not write here any more, if so."""
+        if self.lock.lost:
+            return Locked(f"{self.dir}: the lock was lost, another job may be running here; stopped without saving")
+        return None
 
     def end(self, error: BaseException | None, step: int, finished: bool, begun: bool) -> None:
-        """Say how the job ended and give the folder back; `begun`: the run's configuration was accepted here."""
-        if error is None:
-            write_status(self.dir, "done" if finished else "running", step, 0)
-        elif not begun and self.before:
-            # Refused before it began, by another configuration, say: what was there stays as it was.
-            write_text(self.dir / "status.json", self.before)
-        else:
-            code = getattr(error, "exit_code", 1)
-            state = "preempted" if isinstance(error, Preempted) else "failed"
-            write_status(self.dir, state, step, code, " ".join(str(error).split())[:2000])
-        self.lock.release()
+        """Say how the job ended and give the folder back; `begun`: the run's configuration was accepted here.
+
+        Raises OSError if that cannot be written. Where the lock was lost the status is another job's.
+        """
+        try:
+            if self.lock.lost:
+                return
+            if error is None:
+                write_status(self.dir, "done" if finished else "running", step, 0)
+            elif not begun and self.before:
+                # Refused before it began, by another configuration, say: what was there stays as it was.
+                write_text(self.dir / "status.json", json.dumps(self.before) + "\n")
+            else:
+                line, code = ending(error) or (str(error) or type(error).__name__, 1)
+                state = "preempted" if isinstance(error, Preempted) else "failed"
+                write_status(self.dir, state, step, code, " ".join(line.split())[:2000])
+        finally:
+            self.lock.release()

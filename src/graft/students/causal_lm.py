@@ -124,10 +124,11 @@ class CausalLM(nn.Module):
             self.lm.tie_weights()
 
     def export_files(self) -> dict[str, str]:
-        """What a checkpoint's folder needs besides weights and tokenizer to be loaded elsewhere: name -> text."""
-        generation = self.model.generation_config
-        files = {} if generation is None else {"generation_config.json": generation.to_json_string()}
+        """What a checkpoint's folder needs besides the weights to be loaded elsewhere: name -> text."""
         if not self.lora:
-            return {"config.json": self.lm.config.to_json_string(use_diff=True), **files}
+            files = {"config.json": self.lm.config.to_json_string(use_diff=True)}
+            if self.lm.generation_config is not None:
+                files["generation_config.json"] = self.lm.generation_config.to_json_string()
+            return files
         with tempfile.TemporaryDirectory() as folder:
-            return {"adapter_config.json": _language.about(self.lm.peft_config["default"], Path(folder)), **files}
+            return {"adapter_config.json": _language.about(self.lm.peft_config["default"], Path(folder))}

@@ -21,23 +21,25 @@ from tqdm import tqdm
 from graft import keyed
 from graft.config.options import Config
 from graft.config.schema import to_steps
-from graft.errors import NonFinite, Preempted
+from graft.errors import DiskProblem, Locked, NonFinite, NoValidCheckpoint, Preempted
 from graft.outputs import Batch
-from graft.runtime.place import accelerator
-from graft.runtime.signals import StopSignal, die_with_parent
-from graft.runtime.status import Job
+from graft.runtime.place import Place, accelerator
+from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.training.batches import micro_batches, plan, try_out
-from graft.training.journal import Journal
+from graft.training.batches import micro_batches, plan
 from graft.training.learner import Learner
 from graft.training.optim import Average, build_optimizer, lr_at
+from graft.training.progress import Progress
+from graft.training.record import Record
 from graft.training.resume import leaves
 from graft.training.saving import Saver
 from graft.training.selection import Selection
 from graft.training.sharding import leave_at_once, shard, wanted
-from graft.training.update import Update
+from graft.training.update import Stop, Update
 from graft.training.validation import Evaluate, Validation
+
+TOGETHER = (Preempted, NonFinite, Locked, DiskProblem, NoValidCheckpoint)  # errors that all processes raise
 
 
 class Run:
@@ -51,7 +53,6 @@ class Run:
     """
 
     def __init__(self, config: Config):
-        die_with_parent()
         self.config, self.train = config, config.train
         self.dir = config.run_dir
         precision_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -59,10 +60,9 @@ class Run:
         # a head that no loss uses; a language model has none, and is spared the search at every step.
         self.accelerator = accelerator(kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=not config.reads_text, gradient_as_bucket_view=True)])
-        self.device = self.accelerator.device
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.main = self.rank == 0
-        self.sharded = wanted(config, self.world)
+        world = self.accelerator.num_processes
+        self.place = Place(self.accelerator.device, self.accelerator.process_index, world, wanted(config, world))
+        self.device = self.place.device
         if precision_of_launcher != "no" and precision_of_launcher != self.train.precision:
             self.print(f"note: the launcher says {precision_of_launcher}, the config says train.precision: "
                        f"{self.train.precision}; the config decides")
@@ -72,8 +72,7 @@ class Run:
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = not self.train.deterministic
         self.stop_signal = StopSignal()
-        self.job: Job | None = None
-        self.journal: Journal | None = None
+        self.record = Record(self.dir, self.place, self.print)
         self.step_done = 0
         self.finished = False
 
@@ -81,25 +80,26 @@ class Run:
 
     def __enter__(self) -> "Run":
         if not self.config.dry_run:
-            if self.main:
-                self.job = Job(self.dir)
-            self.accelerator.wait_for_everyone()
+            try:
+                self.record.open(lambda: self.stop_signal.number > 0)
+            except BaseException:
+                self.stop_signal.restore()
+                raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if self.job:
-            self.job.end(error, self.step_done, self.finished, begun=self.journal is not None)
-        if self.journal:
-            self.journal.close()
+        first = self.record.close(error, self.step_done, self.finished)
         self.stop_signal.restore()
-        if dist.is_initialized() and (error is None or isinstance(error, (Preempted, NonFinite))):
+        if dist.is_initialized() and (error is None or isinstance(error, TOGETHER)):
             dist.destroy_process_group()  # all ranks get here together; after other errors they do not
-            if self.sharded and error is None:
+            if self.place.sharded and first is None:
                 leave_at_once()
+        if error is None and first is not None:
+            raise first
 
     def print(self, text: str) -> None:
         """Print on the main process."""
-        if self.main:
+        if self.place.main:
             tqdm.write(text)
 
     def seeded(self, purpose: str, build: Callable[[], Any]) -> Any:
@@ -112,7 +112,7 @@ class Run:
         """bf16 autocast if the config says so. Losses are fp32 either way."""
         # The cache would keep a bf16 copy of every layer, gathered, to the end of the forward pass.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16",
-                              cache_enabled=not self.sharded)
+                              cache_enabled=not self.place.sharded)
 
     # ---------------------------------------------------------------------------------------- start
 
@@ -126,16 +126,14 @@ class Run:
         """
         config, train = self.config, self.train
         self.task, self.split = task, task.splits["train"]
-        self.steps_per_epoch, self.total_steps = plan(config, task, self.world)
-        self.micro_size = train.batch_size // (self.world * train.accumulate)
+        self.steps_per_epoch, self.total_steps = plan(config, task, self.place.world)
+        self.micro_size = train.batch_size // (self.place.world * train.accumulate)
         for split in task.splits.values():
             split.to(self.device, train.workers)
-        if self.world > 1 and self.device.type == "cuda":
+        if self.place.world > 1 and self.device.type == "cuda":
             # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-        if isinstance(task, Task):
-            try_out(config, task, student, self.micro_size)
-        if not self.sharded:
+        if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective
         self.average = None
@@ -144,14 +142,14 @@ class Run:
         self.averaged_module = self.average.model if self.average else average and average.to(self.device)
         compiled = self.module if train.compile == "none" else torch.compile(self.module, mode=train.compile)
         learner = Learner(compiled, self.objective_module, self.autocast)
-        self.learner = shard(learner, self.device) if self.sharded else self.accelerator.prepare_model(learner)
+        self.learner = shard(learner, self.device) if self.place.sharded else self.accelerator.prepare_model(learner)
         self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         self.selection = Selection(train, config.optim)
-        self.validation = Validation(config, task, self.averaged_module, self.average, evaluate, self.device,
-                                     self.rank, self.world, learner)
-        self.update = Update(config, self.optimizer, self.device, self.rank, self.world)
+        self.validation = Validation(config, task, self.averaged_module, self.average, evaluate, self.place,
+                                     learner)
+        self.update = Update(config, self.optimizer, self.place)
         self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
-                           self.rank, self.world, self.sharded)
+                           self.place)
         if config.dry_run:
             self._describe()
             return
@@ -159,9 +157,8 @@ class Run:
             self.step_done = info["step"]
             self.selection.restore(info["selection"])
         self._describe()
-        if self.main:
-            self.journal = Journal(self.dir, self.step_done, train.tensorboard)
-            self.saver.write_metadata(self.step_done, self.total_steps)
+        self.record.begin(self.step_done, train.tensorboard)
+        self.place.on_main(lambda: self.saver.write_metadata(self.step_done, self.total_steps))
 
     def _describe(self) -> None:
         sizes = [p.numel() for p in self.module.parameters()]
@@ -170,8 +167,8 @@ class Run:
         self.print(f"{self.dir}: {self.task.data_id}, {len(self.split)} training {self.task.unit}; "
                    f"student {self.config.student.name}, {sum(sizes):,} parameters{few}; {self.total_steps} steps = "
                    f"{self.total_steps / self.steps_per_epoch:.4g} epochs of {self.steps_per_epoch} × "
-                   f"{self.train.batch_size} {self.task.unit} on {self.world} × {self.device.type}"
-                   + (", sharded" if self.sharded else ""))
+                   f"{self.train.batch_size} {self.task.unit} on {self.place.world} × {self.device.type}"
+                   + (", sharded" if self.place.sharded else ""))
         for note in self.task.notes:
             self.print(note)
         if self.step_done:
@@ -189,8 +186,7 @@ class Run:
         self._clock = (time.perf_counter(), self.step_done)
         self.module.train()
         self.objective_module.train()
-        with tqdm(total=self.total_steps, initial=self.step_done, desc=self.dir.parent.name, unit="step",
-                  mininterval=2.0, disable=None if self.main else True) as self.bar:
+        with Progress(self.dir.parent.name, self.step_done, self.total_steps, self.place.main) as self.progress:
             yield from self._batches()
 
     def _batches(self) -> Iterator[Batch]:
@@ -198,11 +194,11 @@ class Run:
             epoch, first = divmod(self.step_done, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
             for micro, batch in micro_batches(self.split, self.train, self.config.seed, epoch, range(first, last),
-                                              self.rank, self.world):
+                                              self.place.rank, self.place.world):
                 self._last_micro = micro == self.train.accumulate - 1
                 self.learner.require_backward_grad_sync = self._last_micro  # DDP reduces at the window's end only
                 # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
-                torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.rank))
+                torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.place.rank))
                 self._stepped = False
                 yield batch
                 assert self._stepped, "run.step() was not called for this micro-batch"
@@ -222,7 +218,8 @@ class Run:
             return
         lr = lr_at(self.step_done, self.config.optim, self.train, self.steps_per_epoch, self.total_steps,
                    self.selection.plateau_factor)
-        self.update.apply(self.step_done, lr, self.stop_signal.number > 0)
+        wish = Stop.SAVE if self.stop_signal.number else Stop.NO
+        self.update.apply(self.step_done, lr, Stop.LEAVE if self.record.trouble else wish)
         self.step_done += 1
         if self.average:
             self.average.update(self.module, self.step_done)
@@ -235,6 +232,8 @@ class Run:
         return bool(steps) and self.step_done % steps == 0
 
     def _at_edge(self) -> None:
+        if self.update.stop is Stop.LEAVE:
+            self.record.raise_trouble()
         final = self.step_done == self.total_steps
         due = {name: final or self._due(getattr(self.train, f"{name}_every")) for name in ("eval", "checkpoint")}
         due["eval"] &= len(self.task.splits["val"]) > 0
@@ -246,8 +245,8 @@ class Run:
             final = final or self.selection.stopped
         if due["checkpoint"] or final:
             self._save(final)
-        self.bar.update()
-        if self.update.stop_requested and not final:
+        self.progress.update()
+        if self.update.stop is Stop.SAVE and not final:
             self.update.settle()
             if not due["checkpoint"]:
                 self._save(False)
@@ -258,24 +257,24 @@ class Run:
         row = {f"train/{name}": mean for name, mean in self.update.means().items()}
         (since, step), self._clock = self._clock, (time.perf_counter(), self.step_done)
         rate = (self.step_done - step) * self.train.batch_size / max(1e-9, self._clock[0] - since)
-        if self.main:
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.journal.write(self.step_done, {**row, "lr": lr, f"{self.task.unit}_per_second": rate,
-                                                "epoch": self.step_done / self.steps_per_epoch})
-            self.bar.set_postfix_str(f"loss {row['train/loss']:.3f}", refresh=False)
+        self.record.write(self.step_done, {
+            **row, "lr": self.optimizer.param_groups[0]["lr"], f"{self.task.unit}_per_second": rate,
+            "epoch": self.step_done / self.steps_per_epoch})
+        if self.place.main:
+            self.progress.note(row["train/loss"], f"{rate:.4g} {self.task.unit}/s")
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
-        results = self.validation.scores(self.module, self.step_done, self.journal)
+        results = self.validation.scores(self.module, self.step_done, self.record.journal)
         self.module.train()
         self.selection.take(results.get("val_average", results["val"]), self.step_done)
-        if self.main:
-            self.journal.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
-                                                for name, value in metrics.items()})
+        self.record.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
+                                           for name, value in metrics.items()})
         # Time spent scoring is no training time: keep it out of the rate.
         self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
 
     def _save(self, final: bool) -> None:
+        self.record.raise_trouble()
         progress = {"epoch": self.step_done / self.steps_per_epoch, "total_steps": self.total_steps,
                     "selection": self.selection.state()}
         best = self.selection.best
@@ -288,11 +287,12 @@ class Run:
             return
         if self.step_done < self.total_steps and not self.selection.stopped:
             raise RuntimeError("finish() before the end of the loop")
+        self.record.raise_trouble()
         self.finished = True
         where = f"step {self.step_done}" + (" (stopped early)" if self.selection.stopped else "")
         best = self.selection.best
-        if self.main and best:
-            self.journal.hparams(leaves(self.config.to_dict()), best)
+        if self.record.journal and best:
+            self.record.journal.hparams(leaves(self.config.to_dict()), best)
         name = next((key for key in ("accuracy", "nll") if best and key in best), "")
         best = f"; best on validation: {name} {best[name]:.4f} at step {best['step']}" if best else ""
         self.print(f"{self.dir}: done at {where}{best}")

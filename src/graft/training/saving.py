@@ -5,17 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
 from graft.config.options import Config
-from graft.errors import DiskProblem, NonFinite
+from graft.errors import DiskProblem
 from graft.runtime import checkpoint
-from graft.runtime.files import write_text
+from graft.runtime.files import read_json, write_text
+from graft.runtime.place import Place
 from graft.runtime.provenance import code_sha, provenance
 from graft.runtime.status import write_status
-from graft.students._language import tokenizer_files
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.resume import find, refuse_other_run
@@ -28,10 +27,9 @@ class Saver:
     """Saves and resumes `student`, `average` and `objective` (those that have weights) with their optimizer."""
 
     def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
-                 objective: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int, sharded: bool):
-        self.config, self.task, self.student, self.optimizer = config, task, student, optimizer
-        self.main, self.world, self.sharded, self.failures = rank == 0, world, sharded, 0
-        self.tokenizer: dict[str, bytes] = {}
+                 objective: nn.Module, optimizer: torch.optim.Optimizer, place: Place):
+        self.config, self.task, self.student, self.optimizer, self.place = config, task, student, optimizer, place
+        self.failures = 0
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
@@ -41,14 +39,12 @@ class Saver:
 
         Raises UserError if it is another run's.
         """
-        found = [find(self.config.run_dir, self.config.resume) if self.main else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found)
-        if found[0] is None:
+        found = self.place.on_main(lambda: find(self.config.run_dir, self.config.resume))
+        if found is None:
             return None
         # Of a model in parts each process needs only its own, and all of them may share one host's memory.
-        tensors, optimizer, info = checkpoint.load(found[0], mapped=self.sharded)
-        for note in refuse_other_run(found[0], info, self.config, self.world, self._origin()):
+        tensors, optimizer, info = checkpoint.load(found, mapped=self.place.sharded)
+        for note in refuse_other_run(found, info, self.config, self.place.world, self._origin()):
             say(note)
         for stem, module in self.modules.items():
             module.load_state_dict(parted(tensors[stem], module.state_dict()))
@@ -58,15 +54,8 @@ class Saver:
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint of this run says of its origin, beside its configuration."""
         base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
-        sharding = {"sharding": "fsdp"} if self.sharded else {}  # sums are added in another order
+        sharding = {"sharding": "fsdp"} if self.place.sharded else {}  # sums are added in another order
         return {"data": self.task.about, **base, **sharding}
-
-    def _files(self) -> dict[str, str | bytes]:
-        """What makes a checkpoint of a language model a model for other tools."""
-        if not isinstance(self.task, TextTask):
-            return {}
-        self.tokenizer = self.tokenizer or tokenizer_files(self.task.prompt.tokenizer)
-        return {**self.student.export_files(), **self.tokenizer}
 
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
@@ -75,40 +64,41 @@ class Saver:
         Raises DiskProblem after three failures in a row, or if the last checkpoint of the run fails, and NonFinite,
         on all processes, for weights or optimizer state that are not finite.
         """
-        outcome: list[str | NonFinite] = [""]
-        if self.main or self.sharded:
-            tensors = {stem: gathered(module.state_dict(), self.main) for stem, module in self.modules.items()}
-            optimizer = gathered(self.optimizer.state_dict(), self.main)
-        if self.main:
-            info = {**progress, "final": final, "world_size": self.world, "config_sha256": self.config.sha256,
+        main = self.place.main
+        if main or self.place.sharded:
+            tensors = {stem: gathered(module.state_dict(), main) for stem, module in self.modules.items()}
+            optimizer = gathered(self.optimizer.state_dict(), main)
+
+        def write() -> str:
+            info = {**progress, "final": final, "world_size": self.place.world, "config_sha256": self.config.sha256,
                     "config": self.config.to_dict(), "code_sha": code_sha(), **self._origin()}
             try:
+                texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
-                                best_step, self._files())
+                                best_step, texts)
                 write_status(self.config.run_dir, "running", step)
-            except NonFinite as error:
-                outcome = [error]
             except OSError as error:
-                outcome = [str(error)]
-        if self.world > 1:
-            dist.broadcast_object_list(outcome)
-        if isinstance(outcome[0], NonFinite):
-            raise outcome[0]
-        self.failures = self.failures + 1 if outcome[0] else 0
-        if outcome[0]:
-            say(f"warning: {outcome[0]}; trying again at the next interval")
+                return str(error)
+            return ""
+
+        failure = self.place.on_main(write)
+        self.failures = self.failures + 1 if failure else 0
+        if failure:
+            say(f"warning: {failure}; trying again at the next interval")
             if self.failures >= FAILURES or final:
-                raise DiskProblem(f"{outcome[0]} ({self.failures} failures in a row)")
+                error = DiskProblem(f"{failure} ({self.failures} failures in a row)")
+                error.told = not main
+                raise error
 
     def write_metadata(self, step: int, total_steps: int) -> None:
         """metadata.json, with one more attempt that began at `step`, and config.yaml."""
         path = self.config.run_dir / "metadata.json"
-        attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
-        entry = {**provenance(), "resumed_at": step, "total_steps": total_steps, "world_size": self.world,
+        before = read_json(path, "attempts")
+        attempts = before["attempts"] if before and isinstance(before["attempts"], list) else []
+        entry = {**provenance(), "resumed_at": step, "total_steps": total_steps, "world_size": self.place.world,
                  "config_sha256": self.config.sha256}
         write_text(path, json.dumps({
             "schema_version": 1, "data": self.task.about,
             "parameters": sum(p.numel() for p in self.student.parameters()),
             "attempts": [*attempts, entry]}, indent=1) + "\n")
-        write_text(self.config.run_dir / "config.yaml",
-                              OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))
+        write_text(self.config.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())))

@@ -1,5 +1,7 @@
 """The optimizer step: a window of micro-batches, its gradient's norm, the update unless something is not finite."""
 
+import enum
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -7,20 +9,29 @@ from torch import Tensor, nn
 from graft.config.options import Config
 from graft.errors import NonFinite
 from graft.runtime import checkpoint
+from graft.runtime.place import Place
 from graft.training.sharding import whole
+
+
+class Stop(enum.IntEnum):
+    """What a process asks all to do at the step's edge."""
+
+    NO = 0
+    SAVE = 1  # and end: a signal came
+    LEAVE = 2  # without saving: the folder is another job's, or its disk takes no more
 
 
 class Update:
     """Applies one window of micro-batches after another, and keeps the means of their terms for the log.
 
     On a GPU the host reads whether a step was finite one step later, so `settle` must be called before anything
-    is saved or scored. `stop_requested` is whether any process was asked to stop, as of the last step settled.
+    is saved or scored. `stop` is the most urgent that any process asked for, as of the last step settled.
     """
 
-    def __init__(self, config: Config, optimizer: torch.optim.Optimizer, device: torch.device, rank: int, world: int):
-        self.config, self.optimizer, self.device, self.rank, self.world = config, optimizer, device, rank, world
+    def __init__(self, config: Config, optimizer: torch.optim.Optimizer, place: Place):
+        self.config, self.optimizer, self.place = config, optimizer, place
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.stop_requested = False
+        self.stop = Stop.NO
         self._pending: list[tuple] = []
         self._window: dict[str, Tensor] = {}  # terms of the accumulation window so far
         self._logged: dict[str, list] = {}  # [sum, steps] since the last line of the log
@@ -30,17 +41,17 @@ class Update:
         for name, value in {"loss": loss.detach(), **values}.items():
             self._window[name] = self._window.get(name, 0.0) + value.detach().float()
 
-    def apply(self, step: int, lr: float, stop: bool) -> None:
+    def apply(self, step: int, lr: float, stop: Stop) -> None:
         """End the window: clip, then update unless something is not finite; all ranks decide alike.
 
-        `stop` says that this process was asked to stop. Raises NonFinite, for this step or an earlier one.
+        `stop` is what this process asks for. Raises NonFinite, for this step or an earlier one.
         """
         norm = whole(nn.utils.clip_grad_norm_(self.params, self.config.optim.clip or float("inf")))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         broken = ~(torch.isfinite(norm) & torch.isfinite(self._window["loss"]))
-        flags = torch.stack([broken.float(), broken.new_full((), stop).float()])
-        if self.world > 1:
+        flags = torch.stack([broken.float(), broken.new_full((), stop, dtype=torch.float32)])
+        if self.place.world > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         values = {**self._window, "grad_norm": norm.detach()}
         self._window = {}
@@ -56,7 +67,7 @@ class Update:
             self.optimizer.found_inf = flags[0]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.settle(leave=1 if self.device.type == "cuda" else 0)
+        self.settle(leave=1 if self.place.device.type == "cuda" else 0)
 
     def settle(self, leave: int = 0) -> None:
         """Read the flags of all but the last `leave` steps and act on them."""
@@ -68,17 +79,17 @@ class Update:
             if broken:
                 shown = " ".join(f"{k}={float(v):.4g}" for k, v in values.items())
                 kept = checkpoint.steps(self.config.run_dir)
-                raise NonFinite(f"step {step}: not finite on at least one process; rank {self.rank} has {shown}; the "
-                                f"update was not applied; last checkpoint: step {kept[-1] if kept else 'none'}")
-            self.stop_requested = bool(stop)
+                raise NonFinite(f"step {step}: not finite on at least one process; rank {self.place.rank} has {shown}; "
+                                f"the update was not applied; last checkpoint: step {kept[-1] if kept else 'none'}")
+            self.stop = Stop(int(stop))
 
     def means(self) -> dict[str, float]:
         """Every term's mean over the steps since this was last asked and over all processes."""
-        sums = torch.stack([total.to(self.device) / count for total, count in self._logged.values()])
-        if self.world > 1:
+        sums = torch.stack([total.to(self.place.device) / count for total, count in self._logged.values()])
+        if self.place.world > 1:
             dist.all_reduce(sums)
         names, self._logged = list(self._logged), {}
-        return {name: value / self.world for name, value in zip(names, sums.tolist())}
+        return {name: value / self.place.world for name, value in zip(names, sums.tolist())}
 
 
 def _to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from graft import keyed
 from graft.augment import Augment
 from graft.config.options import Config
 from graft.evaluation.scoring import score, score_answers, summary
+from graft.runtime.place import Place
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training import pictures
@@ -31,9 +31,9 @@ class Validation:
     """
 
     def __init__(self, config: Config, task: Task | TextTask, averaged: nn.Module | None, average: Average | None,
-                 evaluate: Evaluate | None, device: torch.device, rank: int, world: int, learner: Learner):
+                 evaluate: Evaluate | None, place: Place, learner: Learner):
         self.config, self.task, self.averaged, self.average, self.evaluate = config, task, averaged, average, evaluate
-        self.split, self.device, self.rank, self.world = task.splits["val"], device, rank, world
+        self.split, self.place = task.splits["val"], place
         self.lend, self.autocast = learner.lend, learner.autocast
 
     def scores(self, module: nn.Module, step: int, journal: Journal | None) -> dict[str, dict[str, float]]:
@@ -43,19 +43,15 @@ class Validation:
             if self.average:
                 recompute_batchnorm(self.averaged, self._training_views())
             results["val_average"] = self._score(self.averaged, step, journal)
-        if self.world > 1:  # a kNN score may differ in its last digit between GPUs; decisions must not
-            shared = [results]
-            dist.broadcast_object_list(shared)
-            results = shared[0]
-        return results
+        return self.place.share(results)  # a kNN score may differ in its last digit between GPUs; decisions must not
 
     def _score(self, module: nn.Module, step: int, journal: Journal | None) -> dict[str, float]:
         if self.evaluate:
             return self.evaluate(module)
-        batch_size = self.config.evaluate.batch_size
+        place, batch_size = self.place, self.config.evaluate.batch_size
         if isinstance(self.task, TextTask):
-            return self.lend(score_answers, module, self.split, batch_size, self.rank, self.world, self.autocast)
-        rows = score(module, self.split, self.device, batch_size, self.rank, self.world, self.autocast)
+            return self.lend(score_answers, module, self.split, batch_size, place.rank, place.world, self.autocast)
+        rows = score(module, self.split, place.device, batch_size, place.rank, place.world, self.autocast)
         if journal and self.config.train.tensorboard:
             (images, _), = self.split.batches([torch.arange(min(PICTURES, len(rows["index"])))])
             journal.picture("val/confusion", pictures.confusion(rows, self.task.num_classes), step)
@@ -64,10 +60,10 @@ class Validation:
 
     def _training_views(self) -> Iterator[Tensor]:
         """Augmented training batches for BatchNorm statistics, the same whenever they are asked for."""
-        split, size = self.task.splits["train"], self.config.train.batch_size
+        split = self.task.splits["train"]
         order = keyed.permutation(keyed.key(self.config.seed, "batchnorm"), len(split))
-        # whole batches only, as in training: a remainder may be a single image, or odd where pairs are mixed
-        batches = [order[i * size:][:size] for i in range(min(BATCHNORM_BATCHES, len(split) // size))]
+        batches = list(order.split(self.config.train.batch_size))[:BATCHNORM_BATCHES]
         augment = Augment(self.config.augment, self.config.seed)
         for index, (images, labels) in zip(batches, split.batches(batches)):
-            yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
+            if len(index) % 2 == 0:  # MixUp and CutMix pair images; only the last batch can be odd
+                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
