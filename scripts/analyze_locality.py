@@ -32,9 +32,10 @@ from graft.probes import attention, hypotheses
 from graft.reporting import results, stats
 from graft.runtime.provenance import code_sha
 
-SUMMARISED = ("avg_attention_distance", "avg_relative_distance", "avg_distance_without_self", "avg_entropy",
-              "avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_dispersion",
-              "avg_cls_self_attn", "cls_collapse_ratio")
+SHARES = ("avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_self_attn",
+          "cls_collapse_ratio")
+LENGTHS = ("avg_attention_distance", "avg_relative_distance", "avg_distance_without_self", "avg_entropy",
+           "avg_cls_dispersion")  # what is not below 0
 
 
 @dataclass
@@ -72,9 +73,11 @@ def measure(runs: Runs, folders: list[Path]) -> Condition:
 
 def summarise(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and 95% t-interval over seeds of every average, and of the attention distance by layer."""
-    found: dict[str, Any] = {name: stats.seed_summary([e[name] for e in entries]) for name in SUMMARISED
+    found: dict[str, Any] = {name: stats.seed_summary([e[name] for e in entries], within)
+                             for names, within in ((SHARES, stats.SHARE), (LENGTHS, stats.POSITIVE)) for name in names
                              if all(e[name] is not None for e in entries)}
-    found["layer_distance"] = [stats.seed_summary(layer) for layer in zip(*(e["layer_distance"] for e in entries))]
+    found["layer_distance"] = [stats.seed_summary(layer, stats.POSITIVE)
+                               for layer in zip(*(e["layer_distance"] for e in entries))]
     if all("hessian" in e for e in entries):
         found["hessian_trace"] = stats.seed_summary([e["hessian"]["trace"]["value"] for e in entries])
     return found

@@ -27,7 +27,7 @@ from graft.reporting import results, stats
 from graft.runtime.provenance import code_sha
 from graft.tasks._task import Split, Task
 
-SUMMARISED = ("accuracy", "nll", "brier", "ece")
+SUMMARISED = {"accuracy": stats.SHARE, "nll": stats.POSITIVE, "brier": (0.0, 2.0), "ece": stats.SHARE}
 
 
 class Corrupted:
@@ -96,11 +96,10 @@ class Evaluator:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and 95% interval over seeds of the main numbers."""
-    found = {name: [run["clean"][name] for run in runs] for name in SUMMARISED}
-    found |= {f"tta_{name}": [run["tta"][name] for run in runs] for name in SUMMARISED}
-    found |= {"macro_f1": [run["clean"]["macro"]["f1"] for run in runs],
-              "corrupted_accuracy": [run["corrupted_accuracy"] for run in runs]}
-    return {name: stats.seed_summary(values) for name, values in found.items()}
+    found = {f"{prefix}{name}": stats.seed_summary([run[views][name] for run in runs], within)
+             for prefix, views in (("", "clean"), ("tta_", "tta")) for name, within in SUMMARISED.items()}
+    return found | {"macro_f1": stats.seed_summary([run["clean"]["macro"]["f1"] for run in runs], stats.SHARE),
+                    "corrupted_accuracy": stats.seed_summary([run["corrupted_accuracy"] for run in runs], stats.SHARE)}
 
 
 def main() -> None:

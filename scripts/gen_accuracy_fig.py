@@ -16,9 +16,9 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> 
         look = figures.look(y)
         if row.condition == baseline:
             ax.axvline(row.accuracy, color="0.6", linewidth=0.8, zorder=0)
-            if row.seeds > 1:
+            if not pd.isna(row.low):
                 ax.axvspan(row.low, row.high, color="0.92", zorder=0)
-        if row.seeds > 1:
+        if not pd.isna(row.low):
             ax.errorbar(row.accuracy, y, xerr=[[row.accuracy - row.low], [row.high - row.accuracy]],
                         color=look["color"], capsize=2, zorder=2)
         ax.plot(row.accuracy, y, marker=look["marker"], color=look["color"], markersize=5, zorder=3)
@@ -28,7 +28,7 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> 
                                      for row in rows.itertuples()])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     low, high = ax.get_xlim()
-    ax.set_xlim(max(low, -1), min(high, 101))  # a t-interval of two seeds may reach beyond 0 or 100
+    ax.set_xlim(max(low, -1), min(high, 101))  # no share lies beyond 0 or 100
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(title)
     return figure

@@ -26,10 +26,12 @@ def curves(content: dict[str, Any], split: str) -> tuple[pd.DataFrame, pd.DataFr
         points += [{"condition": name, "split": split, "step": one["step"], "seed": one["seed"], "n": one["n"],
                     "accuracy": 100 * one["metrics"]["accuracy"]["value"]} for one in own]
         seeds = {one["seed"] for one in own}
+        summary = condition.get("curve_summary", {}).get(split, {})
         for step in sorted({one["step"] for one in own}):
             there = [one for one in own if one["step"] == step]
             if {one["seed"] for one in there} == seeds:
-                means.append({"condition": name, "split": split, "step": step, **estimate(there)})
+                means.append({"condition": name, "split": split, "step": step,
+                              **estimate(there, summary.get(str(step), {}).get("accuracy"))})
     return pd.DataFrame(means, columns=["condition", "split", "step", "seeds", "n", "accuracy", "low", "high",
                                         "interval"]), pd.DataFrame(points)
 

@@ -30,14 +30,20 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def curves(base_dir: Path, condition: str) -> pd.DataFrame:
-    """Mean, range and 95% t-interval of each key over the seeds, at the steps that all seeds have."""
+    """Mean, range and 95% t-interval of each key over the seeds, at the steps that all seeds have.
+
+    There is no interval with one seed and where all are equal; that of a share stays within 0 and 1.
+    """
     seeds = [read_metrics(path).set_index("step").select_dtypes("number")
              for path in sorted(base_dir.glob(f"{condition}/seed*/metrics.jsonl"))]
     tidy = pd.concat([frame.melt(ignore_index=False, var_name="key").dropna().reset_index() for frame in seeds])
     found = tidy.groupby(["key", "step"], sort=True)["value"].agg(["mean", "min", "max", "sem", "count"]).reset_index()
     found = found[found["count"] == len(seeds)].rename(columns={"count": "seeds"})
-    half = found["sem"] * stats.t.ppf(0.975, len(seeds) - 1)  # NaN with one seed
-    return found.assign(condition=condition, low=found["mean"] - half, high=found["mean"] + half)
+    half = (found["sem"] * stats.t.ppf(0.975, len(seeds) - 1)).where(found["max"] > found["min"])  # NaN with one seed
+    share = found["key"].str.contains(r"/(?:accuracy|top\d)")
+    low, high = found["mean"] - half, found["mean"] + half
+    return found.assign(condition=condition, low=low.clip(lower=0).where(share, low),
+                        high=high.clip(upper=1).where(share, high))
 
 
 def draw(table: pd.DataFrame, conditions: list[str], keys: list[str], band: str) -> figures.Figure:

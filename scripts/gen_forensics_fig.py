@@ -23,6 +23,7 @@ PANELS: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {
                                   "error": run["hessian"]["trace"]["standard_error"]} if "hessian" in run else {},
     "cls_dispersion": lambda run: {"value": run["avg_cls_dispersion"]},
     "collapsed_heads": lambda run: {"value": 100 * run["collapsed_heads_ratio_relative"]}}
+RANGES = {"hessian_trace": stats.REAL, "cls_dispersion": stats.POSITIVE, "collapsed_heads": (0.0, 100.0)}
 
 
 def by_seed(found: Runs, panel: str) -> pd.DataFrame:
@@ -33,13 +34,13 @@ def by_seed(found: Runs, panel: str) -> pd.DataFrame:
 
 
 def means(seeds: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95% t-interval over the seeds of each condition."""
+    """Mean and 95% t-interval over the seeds of each condition; its ends are NaN where the seeds show no spread."""
     rows = []
     for (panel, name), own in seeds.groupby(["panel", "condition"], sort=False):
-        found = stats.seed_summary(own["value"])
+        found = stats.seed_summary(own["value"], RANGES[panel])
         rows.append({"panel": panel, "condition": name, "mean": found["mean"], "low": found["ci95"][0],
                      "high": found["ci95"][1], "seeds": found["seeds"]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"low": float, "high": float} if rows else {})
 
 
 def strip(ax: Axes, names: list[str], seeds: pd.DataFrame, label: str) -> None:
@@ -52,7 +53,7 @@ def strip(ax: Axes, names: list[str], seeds: pd.DataFrame, label: str) -> None:
             continue
         look = GREY | {"marker": "o"} if name == INIT else figures.look(y)
         row, own = middle.loc[name], seeds[seeds["condition"] == name]
-        if row["seeds"] > 1:
+        if not np.isnan(row["low"]):
             ax.errorbar(row["mean"], y, xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
                         color=look["color"], capsize=2)
         ax.plot(row["mean"], y, marker=look["marker"], color=look["color"], markersize=5)
@@ -90,7 +91,7 @@ def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.
     if uniform["cls_dispersion"] is not None:
         c.axvline(uniform["cls_dispersion"], color="black", linewidth=0.8, linestyle=":", zorder=0)
     strip(d, names, of["collapsed_heads"], f"heads with distance < {limits['relative']:.2f} patches, %")
-    d.set_xlim(-1, min(max(d.get_xlim()[1], 10), 101))  # a t-interval of few seeds may reach beyond 0 or 100
+    d.set_xlim(-1, min(max(d.get_xlim()[1], 10), 101))  # no share lies beyond 0 or 100
     for letter, ax in zip("abcd", (a, b, c, d)):
         ax.set_title(f"({letter})", loc="left")
     figure.legend(*b.get_legend_handles_labels(), loc="outside upper center", ncols=4)

@@ -124,8 +124,9 @@ def finding(name: str, versus: dict[str, Any], baseline: str) -> str:
     if versus["scope"] == "examples":
         return text + "One seed: this speaks of these checkpoints, not of the method."
     if low <= 0 <= high:
-        return text + ("The interval contains zero: no difference is shown, and none smaller than "
-                       f"{number(100 * versus['detectable'], 2)} points would have been found reliably.")
+        least = versus["detectable"]
+        small = "none" if least is None or least > 1 else f"none smaller than {number(100 * least, 2)} points"
+        return text + f"The interval contains zero: no difference is shown, and {small} would have been found reliably."
     p = f"adjusted $p {'< 0.001' if versus['p_holm'] < 0.001 else '= ' + format(versus['p_holm'], '.3f')}$"
     if versus["p_holm"] >= 0.05:
         return text + f"The interval alone excludes zero; over the family of conditions it does not hold ({p})."

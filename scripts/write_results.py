@@ -18,7 +18,7 @@ NOTES = """
 Accuracy: mean and 95% t-interval over seeds, none with one seed. Difference to `{baseline}`: 95% interval for new
 seeds and new examples; where it says (1 seed), for new examples alone: it then speaks of these checkpoints, not of
 the method. p: two-sided, Holm-adjusted over the conditions of a split. Detectable: the smallest true difference
-found in 80% of repetitions.
+found in 80% of repetitions; none: not even the largest possible.
 """
 TEXT_NOTES = """
 Accuracy: answers in the asked format with the right result; flexible: the right result in any format. Cut off: answers
@@ -32,6 +32,9 @@ Gap closed: (accuracy - base_0shot) / (base_kshot - base_0shot), the share of wh
 the untrained model that the condition has without them; 95% interval as for the difference, none unless the gap's own
 interval lies above 0.
 """
+CUT_NOTES = """
+*: the interval would go on, but there is nothing beyond.
+"""
 CONTRAST_NOTES = """
 Contrast: accuracy of the first condition minus that of the second; 95% interval, p and detectable as those of a
 difference to the baseline, p Holm-adjusted over the contrasts of a split.
@@ -43,7 +46,8 @@ def notes(content: dict) -> str:
     parts = [NOTES.format(baseline=content["baseline"])] if content.get("baseline") else []
     columns = {"flexible": TEXT_NOTES, "to_base": UNTRAINED_NOTES, "gap_closed": GAP_NOTES}
     parts += [text for column, text in columns.items() if column in tables.table(content)]
-    return "".join([*parts, *[CONTRAST_NOTES] * bool(content.get("contrasts"))])
+    parts += [CONTRAST_NOTES] * bool(content.get("contrasts"))
+    return "".join([*parts, *[CUT_NOTES] * ("*" in tables.shown(content))])
 
 
 def insert(path: Path, study: str, text: str) -> None:

@@ -206,6 +206,21 @@ def test_unpaired_and_single_seeds():
     assert nothing[0]["reason"] == "no attention_distance for the role cnn, ssl"
 
 
+@pytest.mark.parametrize(("a", "b"), [
+    ({0: 4.0, 1: 5.0}, {0: 5.0, 1: 6.0}),  # the same difference twice
+    ({0: 0.1, 1: 0.2}, {0: 0.2, 1: 0.3}),  # up to rounding
+    ({0: 4.0, 1: 4.0}, {5: 6.0, 6: 6.5, 7: 7.0}),  # unpaired, one side without spread
+    ({0: 4.0, 1: 4.0, 2: 4.0}, {3: 6.0, 4: 6.0})])
+def test_seeds_without_spread_decide_nothing(a, b):
+    roles = {"cnn": "kd", "baseline": "base"}
+    claim = hypotheses.order("x", "t", roles, "cnn < baseline", {"kd": a, "base": b}, hypotheses.of_seeds)
+    assert claim["verdict"] == "undecided" and "without spread" in claim["reason"]
+    assert claim["legs"][0]["ci95"] == [None, None] and claim["legs"][0]["scope"] == "checkpoints"
+    images = {name: {seed: np.full(9, value) for seed, value in of.items()} for name, of in (("kd", a), ("base", b))}
+    claim = hypotheses.order("x", "t", roles, "cnn < baseline", images, hypotheses.of_images)
+    assert claim["verdict"] == "undecided" and "without spread" in claim["reason"]
+
+
 @pytest.mark.parametrize(("difference", "verdict"), [(0.0, "supported"), (0.2, "contradicted"), (0.01, "undecided")])
 def test_verdicts_of_equality(difference, verdict):
     rng = np.random.default_rng(1)

@@ -195,7 +195,9 @@ def test_checkpoints_are_means_over_the_seeds_at_common_steps(draw, study, tmp_p
     assert set(table["split"]) == {"val"}
     assert list(means.loc["distill"].index) == [10, 30] and len(points.loc["distill"]) == 8
     at = [one["metrics"]["accuracy"]["value"] for one in curve if one["step"] == 10]
-    exact = stats.seed_summary(at)
+    summary = content["conditions"]["distill"]["curve_summary"]["val"]
+    exact = summary["10"]["accuracy"]
+    assert exact["mean"] == pytest.approx(np.mean(at)) and list(summary) == ["10", "20", "30"]
     assert list(means.loc[("distill", 10), ["accuracy", "low", "high"]]) == percent(exact["mean"], *exact["ci95"])
     assert list(points.loc[("distill", 10), "accuracy"]) == percent(*at)
     assert list(means.loc[("distill", 30), ["accuracy", "low", "high"]]) == summed_up(content, "distill", "val")

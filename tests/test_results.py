@@ -12,7 +12,7 @@ import pytest
 
 import write_results
 from graft.errors import UserError
-from graft.reporting import results, stats, tables
+from graft.reporting import components, results, stats, tables
 
 DATA = {"id": "digits", "fingerprint": "f", "fingerprints": {"val": "f1", "test": "f1"}, "classes": 4}
 N = 120
@@ -82,7 +82,9 @@ def test_assemble_counts_compares_and_adjusts(tmp_path, runs):
     distill = found["conditions"]["distill"]
     own = [run["metrics"]["accuracy"]["value"] for run in runs
            if run["condition"] == "distill" and run["split"] == "test"]
-    assert distill["summary"]["test"]["accuracy"] == stats.seed_summary(own)
+    rows = values_of(tmp_path, runs, "distill")
+    assert own == rows.mean(1).tolist() and distill["summary"]["test"]["accuracy"] == stats.seed_summary(
+        own, stats.SHARE, components.least_variance(rows.astype(float), True))
     assert len(distill["runs"]) == 6 and "condition" not in distill["runs"][0]
     assert found["conditions"]["baseline"]["vs_baseline"] == {}
     for split in ("val", "test"):
@@ -230,7 +232,8 @@ def test_arms_against_the_untrained_model(tmp_path, runs):
     arm, base = values_of(tmp_path, runs, "distill"), values_of(tmp_path, runs, results.GAP[0])
     one = family["distill"]
     assert one["difference"] == pytest.approx(arm.mean() - base.mean())
-    assert one["se_seed"] == pytest.approx(arm.mean(1).std(ddof=1) / np.sqrt(3))
+    assert one["se_seed"]**2 == pytest.approx(max(arm.mean(1).var(ddof=1) / 3,
+                                                  components.least_variance(arm.astype(float), True)))
     assert (one["scope"], one["seeds"]) == ("seeds and examples", [3, 1])
     assert family["short"]["scope"] == "examples" and family["short"]["se_seed"] is None
     own = results.assemble("icl", DATA, untrained(tmp_path), tmp_path, results.GAP[0])["conditions"]

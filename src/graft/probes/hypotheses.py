@@ -1,7 +1,7 @@
 """The original study's claims as named hypotheses, each with a verdict and the numbers behind it.
 
 A claim of order, a < b < c, is one leg for each "<", and holds only if both do. A leg's interval is for new seeds;
-with one seed there is none that speaks of a method, and the verdict is `undecided`.
+with one seed, or seeds that show no spread, there is none that speaks of a method, and the verdict is `undecided`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ttest_ind
 
-from graft.reporting import results, stats
+from graft.reporting import components, results, stats
 
 BY_SIGN = sys.float_info.min  # a claimed difference of some size above 0
 UNDECIDED = "undecided"
@@ -31,15 +31,22 @@ def of_images(a: Mapping[int, NDArray], b: Mapping[int, NDArray]) -> dict[str, A
 
 
 def of_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> dict[str, Any]:
-    """Difference a - b of one value a seed, for new seeds: paired t-interval if the seeds agree, else Welch's."""
+    """Difference a - b of one value a seed, for new seeds: paired t-interval if the seeds agree, else Welch's.
+
+    Where the paired differences, or the values of one side, are equal, their spread over seeds is not known to be
+    small, but unknown: there is no interval, as with one seed, and `scope` is `checkpoints`.
+    """
     paired = sorted(a) == sorted(b)
     found = {"difference": float(np.mean(list(a.values())) - np.mean(list(b.values()))), "ci95": [None, None],
              "seeds": [len(a), len(b)], "paired_seeds": paired, "scope": "seeds"}
-    if min(len(a), len(b)) < 2:
+    first, second = np.array([a[seed] for seed in sorted(a)]), np.array([b[seed] for seed in sorted(b)])
+    sides = [first - second] if paired else [first, second]
+    both = np.concatenate([first, second])  # rounding is to be judged by the values, not by their difference
+    if min(len(a), len(b)) < 2 or any(components.no_spread(np.ptp(side)**2, both) for side in sides):
         return found | {"scope": "checkpoints"}
     if paired:
-        return found | {"ci95": stats.seed_summary([a[seed] - b[seed] for seed in a])["ci95"]}
-    low, high = ttest_ind(list(a.values()), list(b.values()), equal_var=False).confidence_interval(0.95)
+        return found | {"ci95": stats.seed_summary(sides[0])["ci95"]}
+    low, high = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
     return found | {"ci95": [float(low), float(high)]}
 
 
@@ -61,10 +68,13 @@ def order(name: str, statistic: str, roles: Roles, claim: str, values: Mapping[s
             "reason": _reason(legs)}
 
 
+def _of_seeds(difference: dict[str, Any]) -> bool:
+    """Whether an interval speaks of new seeds."""
+    return difference["scope"].startswith("seeds")
+
+
 def _verdict(difference: dict[str, Any]) -> str:
-    if min(difference["seeds"]) < 2:
-        return UNDECIDED
-    return stats.verdict(BY_SIGN, difference["ci95"])
+    return stats.verdict(BY_SIGN, difference["ci95"]) if _of_seeds(difference) else UNDECIDED
 
 
 def _all_of(legs: list[dict[str, Any]]) -> str:
@@ -77,6 +87,8 @@ def _all_of(legs: list[dict[str, Any]]) -> str:
 def _reason(legs: list[dict[str, Any]]) -> str:
     if any(min(leg["seeds"]) < 2 for leg in legs):
         return "one seed says nothing about new seeds"
+    if not all(map(_of_seeds, legs)):
+        return "seeds without spread say nothing about new seeds"
     return "; ".join(f"{leg['claim']}: {leg['more']} - {leg['less']} = {leg['difference']:+.4g}, 95% interval "
                      f"[{leg['ci95'][0]:+.4g}, {leg['ci95'][1]:+.4g}]" for leg in legs)
 
@@ -97,12 +109,11 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     if missing:
         return _untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
     difference = of_images(values[roles[first]], values[roles[second]])
-    low, high = difference["ci95"]
     verdict = UNDECIDED
-    if min(difference["seeds"]) > 1 and -margin <= low and high <= margin:
-        verdict = "supported"
-    elif min(difference["seeds"]) > 1 and (low > margin or high < -margin):
-        verdict = "contradicted"
+    if _of_seeds(difference):
+        low, high = difference["ci95"]
+        verdict = "supported" if -margin <= low and high <= margin else verdict
+        verdict = "contradicted" if low > margin or high < -margin else verdict
     legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **difference,
              "verdict": verdict}]
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": verdict, "legs": legs,

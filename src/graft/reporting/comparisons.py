@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graft.reporting import stats
+from graft.reporting import components, stats
 
 # The metrics compared where rows have them: column of the rows, and resamplings (real values have no repeated patterns
 # to draw at once, so they cost more).
@@ -41,6 +41,23 @@ def gaps_closed(rows: Rows) -> list[dict[str, Any]]:
             values = [_by_seed(rows, one, split, column)[1] for one in (name, *GAP)]
             found.append({"a": name, "split": split, "metric": metric, **stats.gap_closed(*values, draws=draws)})
     return found
+
+
+def seed_summary(values: Sequence[float], metric: str, frames: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """`stats.seed_summary` of a metric's values, one a seed, within its range; `frames` are the rows behind them.
+
+    Every metric of a run is a mean over its rows, of shares or of what cannot be negative.
+    """
+    rows = np.stack([_of_rows(frame, metric) for frame in frames])
+    counts = rows.dtype == bool
+    return stats.seed_summary(values, stats.SHARE if counts else stats.POSITIVE,
+                              components.least_variance(rows.astype(float), counts))
+
+
+def _of_rows(frame: pd.DataFrame, metric: str) -> np.ndarray:
+    if metric.startswith("top"):
+        return (frame["label_rank"] < int(metric[3:])).to_numpy()
+    return frame[COMPARED[metric][0] if metric in COMPARED else metric].to_numpy()
 
 
 def _has(rows: Rows, name: str, split: str, column: str) -> bool:

@@ -1,5 +1,6 @@
 """Accuracies with their intervals, and how figures draw them beside the untrained model."""
 
+import math
 import sys
 from typing import Any
 
@@ -11,15 +12,16 @@ from graft.reporting import figures, results, stats
 REFERENCES = dict(zip(results.GAP, ({"color": "0.35", "linestyle": ":"}, {"color": "0.35", "linestyle": (0, (5, 2))})))
 
 
-def estimate(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def estimate(entries: list[dict[str, Any]], summary: dict[str, Any] | None = None) -> dict[str, Any]:
     """Mean accuracy of runs, one a seed, with its 95% interval, in percent.
 
-    Over seeds (t) with two or more of them; else over the questions of the one (Wilson).
+    Over seeds (t) with two or more of them, NaN if these are equal; else over the questions of the one (Wilson).
+    `summary` is that of results.json where it has one.
     """
-    found = stats.seed_summary([entry["metrics"]["accuracy"]["value"] for entry in entries])  # as results.json has it
+    found = summary or stats.seed_summary([one["metrics"]["accuracy"]["value"] for one in entries], stats.SHARE)
     ends = found["ci95"] if found["seeds"] > 1 else entries[0]["metrics"]["accuracy"]["ci95"]
     return {"seeds": found["seeds"], "n": entries[0]["n"], "accuracy": 100 * found["mean"],
-            **dict(zip(("low", "high"), (100 * end for end in ends))),
+            **dict(zip(("low", "high"), (math.nan if end is None else 100 * end for end in ends))),
             "interval": "seeds" if found["seeds"] > 1 else "questions"}
 
 
@@ -27,15 +29,18 @@ def estimates(content: dict[str, Any], split: str) -> dict[str, dict[str, Any]]:
     """The estimate of every condition that was scored on `split`."""
     runs = {name: [run for run in condition["runs"] if run["split"] == split]
             for name, condition in content["conditions"].items()}
-    return {name: {"condition": name, "split": split, **estimate(own)} for name, own in runs.items() if own}
+    return {name: {"condition": name, "split": split,
+                   **estimate(own, content["conditions"][name]["summary"][split]["accuracy"])}
+            for name, own in runs.items() if own}
 
 
 def reference_lines(ax: Axes, found: dict[str, dict[str, Any]], across: str) -> None:
     """The untrained model with its intervals, across the axis x or y."""
     line, span = (ax.axvline, ax.axvspan) if across == "x" else (ax.axhline, ax.axhspan)
     for name, look in REFERENCES.items():
-        if name in found:
+        if name in found and not math.isnan(found[name]["low"]):
             span(found[name]["low"], found[name]["high"], color="black", alpha=0.08, linewidth=0, zorder=0)
+        if name in found:
             line(found[name]["accuracy"], **look, linewidth=0.9, zorder=1, label=name)
 
 

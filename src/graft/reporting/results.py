@@ -14,7 +14,7 @@ import pandas as pd
 
 from graft.errors import UserError
 from graft.reporting import stats
-from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed
+from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed, seed_summary
 from graft.runtime.files import write_text
 
 SCHEMA_VERSION = 1
@@ -27,13 +27,14 @@ _CI95 = [(int, float, type(None))] * 2
 _RUN = {"seed": int, "step": int, "split": str, "n": int, "examples": str, "checkpoint_sha256": str, "weights": str,
         "metrics": {"accuracy": {"n_correct": int, "ci95": _CI95}, "*": {"value": _NUMBER}}}
 _MEAN = {"mean": _NUMBER, "ci95": _CI95, "seeds": int}
-_VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable": _NUMBER}
+_VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable": _OPTIONAL}
 # "*" stands for every key that is there; a list of one shape may have any length.
 _SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
     "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
     "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
 # What a condition of text has besides, each where it can be computed.
-_TEXT = {"curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
+_TEXT = {"curve_summary": {"*": {"*": {"accuracy": _MEAN, "*": _MEAN}}},
+         "curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
          "vs_untrained": {"*": {"*": {**_VERSUS, "scope": str}}},
          "gap_closed": {"*": {"*": {"value": _OPTIONAL, "ci95": [_OPTIONAL] * 2, "scope": str}}}}
 _CONTRASTS = [{"a": str, "b": str, "split": str, "metric": str, **_VERSUS, "scope": str}]
@@ -176,7 +177,7 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
     seeds paired where they agree, p-values Holm-adjusted over the conditions, within one split and metric), and as
     `vs_untrained` with the untrained model where it is there. `references`, such as the teachers, are listed and not
     compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any conditions, a family of their own.
-    `curve` are scores of further checkpoints, as `runs`; nothing is computed from them. Where `GAP` is there,
+    `curve` are scores of further checkpoints, as `runs`, summed up by step in `curve_summary`. Where `GAP` is there,
     `gap_closed` says how much of it each condition closes (`stats.gap_closed`), by split and metric. Raises UserError
     where runs must not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
     """
@@ -189,10 +190,11 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
     for name in names:
         own = [run for run in runs if run["condition"] == name]
         conditions[name] = {"runs": [{k: v for k, v in run.items() if k != "condition"} for run in own],
-                            "summary": _summaries(own), "vs_baseline": {}}
+                            "summary": _summaries(own, rows), "vs_baseline": {}}
         if points := [one for one in curve if one["condition"] == name]:
             conditions[name]["curve"] = [{key: one[key] for key in ("seed", "step", "split", "n", "metrics")}
                                          for one in points]
+            conditions[name]["curve_summary"] = _by_step(points, data, Path(base_dir))
     arms = [name for name in names if name not in references]
     if baseline in arms:
         _file(conditions, "vs_baseline", differences(rows, [(name, baseline) for name in arms if name != baseline]))
@@ -239,11 +241,22 @@ def _all_rows(runs: list[dict], data: dict[str, Any], base_dir: Path) -> Rows:
     return rows
 
 
-def _summaries(runs: list[dict]) -> dict[str, dict[str, Any]]:
+def _by_step(points: list[dict], data: dict[str, Any], base_dir: Path) -> dict[str, dict[str, Any]]:
+    """The summaries of a curve: `<split>.<step>.<metric>`."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in sorted({one["step"] for one in points}):
+        own = [one for one in points if one["step"] == step]
+        for split, summary in _summaries(own, _all_rows(own, data, base_dir)).items():
+            found.setdefault(split, {})[str(step)] = summary
+    return found
+
+
+def _summaries(runs: list[dict], rows: Rows) -> dict[str, dict[str, Any]]:
     """Mean and t-interval over seeds of every metric that all runs of a split have."""
     summary: dict[str, dict[str, Any]] = {}
     for split in dict.fromkeys(run["split"] for run in runs):
-        own = [run["metrics"] for run in runs if run["split"] == split]
-        summary[split] = {metric: stats.seed_summary([m[metric]["value"] for m in own])
-                          for metric in own[0] if all(metric in m for m in own)}
+        own = [run for run in runs if run["split"] == split]
+        frames = [rows[run["condition"], split][run["seed"]] for run in own]
+        summary[split] = {metric: seed_summary([run["metrics"][metric]["value"] for run in own], metric, frames)
+                          for metric in own[0]["metrics"] if all(metric in run["metrics"] for run in own)}
     return summary

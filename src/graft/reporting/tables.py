@@ -20,12 +20,11 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
     for name, condition in ((name, results["conditions"][name]) for name in names):
         for split, summary in condition["summary"].items():
             accuracy = summary["accuracy"]
-            low, high = accuracy["ci95"]
             versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
             lines.append({
                 "condition": name, "split": split, "seeds": accuracy["seeds"],
                 "n": next(run["n"] for run in condition["runs"] if run["split"] == split),
-                "accuracy": accuracy["mean"], "low": low, "high": high, **_difference("difference", versus),
+                "accuracy": accuracy["mean"], **_ends("", accuracy), **_difference("difference", versus),
                 "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
                 "chance": 1 / classes if classes else None, **_of_text(condition, split)})
     return _numbers(lines, ("condition", "split", "seeds", "n"))
@@ -39,9 +38,9 @@ def _of_text(condition: dict[str, Any], split: str) -> dict[str, Any]:
     for column, metric in {"gap_closed": "accuracy", "gap_closed_flexible": "accuracy_flexible"}.items():
         if closed := condition.get("gap_closed", {}).get(split, {}).get(metric):
             found |= {column: closed["value"], f"{column}_scope": closed["scope"],
-                      **dict(zip((f"{column}_low", f"{column}_high"), closed["ci95"]))}
+                      **_ends(f"{column}_", closed)}
     if flexible := summary.get("accuracy_flexible"):
-        found |= dict(zip(("flexible", "flexible_low", "flexible_high"), (flexible["mean"], *flexible["ci95"])))
+        found |= {"flexible": flexible["mean"], **_ends("flexible_", flexible)}
     return found | ({"cut_off": 1 - summary["ended"]["mean"]} if "ended" in summary else {})
 
 
@@ -53,21 +52,28 @@ def contrasts(results: dict[str, Any]) -> pd.DataFrame:
 
 
 def _difference(column: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {column: found.get("difference"), **_ends(f"{column}_", found), f"{column}_scope": found.get("scope", "")}
+
+
+def _ends(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The columns of an interval; `cut` names its ends that are those of what can be."""
     low, high = found.get("ci95", (None, None))
-    return {column: found.get("difference"), f"{column}_low": low, f"{column}_high": high,
-            f"{column}_scope": found.get("scope", "")}
+    return {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}cut": " ".join(found.get("cut", ()))}
 
 
 def _numbers(lines: list[dict[str, Any]], others: tuple[str, ...]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
-    return frame.astype({column: float for column in frame if column not in others and not column.endswith("_scope")})
+    text = [column for column in frame if column in others or column.endswith(("scope", "cut"))]
+    return frame.astype({column: float for column in frame if column not in text})
 
 
-def _interval(row: Any, column: str, sign: str = "", ends: tuple[str, str] | None = None) -> str:
-    """A share in percent, or a difference in points, with its interval."""
-    low, high = (getattr(row, name) for name in ends or (f"{column}_low", f"{column}_high"))
+def _interval(row: Any, column: str, sign: str = "", prefix: str | None = None) -> str:
+    """A share in percent, or a difference in points, with its interval; a star at an end that was cut off."""
+    prefix = f"{column}_" if prefix is None else prefix
+    low, high, cut = (getattr(row, f"{prefix}{name}") for name in ("low", "high", "cut"))
     scope = " (1 seed)" if getattr(row, f"{column}_scope", "") == "examples" else ""
-    between = "" if np.isnan(low) else f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+    ends = [f"{100 * end:{sign}.2f}{'*' * (name in cut)}" for name, end in (("low", low), ("high", high))]
+    between = "" if np.isnan(low) else f" [{', '.join(ends)}]"
     return f"{100 * getattr(row, column):{sign}.2f}{between}{scope}"
 
 
@@ -76,13 +82,18 @@ def _comparison(row: Any) -> dict[str, str]:
         return dict.fromkeys(("difference, points", "p (Holm)", "detectable, points"), "")
     return {"difference, points": _interval(row, "difference", "+"),
             "p (Holm)": "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}",
-            "detectable, points": f"{100 * row.detectable:.2f}"}
+            "detectable, points": _detectable(row.detectable)}
+
+
+def _detectable(value: float) -> str:
+    """In points; no difference is larger than 100 of them."""
+    return f"{100 * value:.2f}" if value <= 1 else "none"
 
 
 def _condition(row: Any) -> dict[str, str]:
     one_seed = " (1 seed)" if row.seeds == 1 else ""
     shown = {"condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
-             "accuracy %": _interval(row, "accuracy", ends=("low", "high")) + one_seed, **_comparison(row)}
+             "accuracy %": _interval(row, "accuracy", prefix="") + one_seed, **_comparison(row)}
     if hasattr(row, "to_base"):
         shown["to base_0shot, points"] = "" if np.isnan(row.to_base) else _interval(row, "to_base", "+")
     for column, name in {"gap_closed": "gap closed %", "flexible": "flexible %",
