@@ -46,17 +46,20 @@ def equal_seeds(per_seed):
 
 
 def differences(seeds, seed_sd, n=300, repeats=4000, draws=1):
-    """Of `paired_difference`: coverage and mean half-width of both intervals; coverage and number of equal seeds."""
+    """Of `paired_difference`: coverage and mean half-width of both intervals; coverage in the studies whose seeds are
+    equal, as it is and with V_seed = 0, and their number."""
     rng, rows = np.random.default_rng(seeds), []
     for _ in range(repeats):
         a, b = study(rng, seeds, n, seed_sd)
         found = stats.paired_difference(a, b, draws=draws)
         both = found["ci95"], found["ci95_bootstrap"]
         rows.append([*(x for ends in both for x in (covers(ends), np.ptp(ends) / 2)),
-                     seeds > 1 and equal_seeds(a.mean(1) - b.mean(1))])
+                     seeds > 1 and equal_seeds(a.mean(1) - b.mean(1)),
+                     abs(found["difference"]) <= scipy_stats.norm.isf(0.025) * found["se_example"]])
     rows = np.array(rows, float)
-    equal = rows[:, 4] == 1
-    return rows[:, :4].mean(0), (rows[equal, 0].mean() if equal.any() else np.nan), int(equal.sum())
+    equal = rows[rows[:, 4] == 1]
+    covered = equal[:, [0, 5]].mean(0) if len(equal) else np.full(2, np.nan)
+    return rows[:, :4].mean(0), covered, len(equal)
 
 
 def summaries(seeds, seed_sd, n=300, repeats=20_000):
@@ -97,8 +100,8 @@ if __name__ == "__main__":
         print(f"{name} {seeds:2d} seeds  {ci:.3f} {100 * half:4.1f}   {boot:.3f} {100 * boot_half:4.1f}", flush=True)
     print("of those whose seeds have equal differences")
     for (name, effect), n, seeds in itertools.product(EFFECTS.items(), (50, 300), (2, 3)):
-        _, equal, count = differences(seeds, effect, n, 10_000)
-        print(f"{name} {seeds} seeds {n} examples  {equal:.3f} of {count}", flush=True)
+        _, (equal, without), count = differences(seeds, effect, n, 10_000)
+        print(f"{name} {seeds} seeds {n} examples  {equal:.3f} of {count}, with V_seed = 0 {without:.3f}", flush=True)
     print("seed_summary: coverage, half-width in points; of equal seeds")
     for (name, effect), seeds in itertools.product(EFFECTS.items(), (2, 3, 5)):
         (ci, half), equal, count = summaries(seeds, effect)

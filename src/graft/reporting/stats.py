@@ -81,8 +81,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, paired_seeds: bool = True, 
 
     `ci95_bootstrap`, the percentile interval of resampling examples (the same for both conditions) and
     seeds with replacement, is reported beside it and not used: with few seeds it is too short. Coverage of
-    the true difference and mean half-width (points) in 4,000 simulated studies (tests/simulated_coverage.py) of 300 examples, accuracy
-    0.90, 7% discordant, one seed's effect of standard deviation 0, 1.3 or 2.6 points in each condition:
+    the true difference and mean half-width (points) in 4,000 simulated studies (tests/simulated_coverage.py) of 300
+    examples, accuracy 0.90, 7% discordant, one seed's effect of standard deviation 0, 1.3 or 2.6 points in each
+    condition:
 
         seeds                              1            2            3            5           10
         0    ci95                  .962  3.0   1.000 13.4    .999  3.9    .986  2.4    .974  1.9
