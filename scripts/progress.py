@@ -8,8 +8,6 @@ that has not begun may take longer or shorter; the estimate says so with a `~`.
 """
 
 import argparse
-import datetime
-import json
 import os
 import sys
 import time
@@ -17,21 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-
-def look(run_dir: Path) -> tuple[float, float | None]:
-    """`(fraction done, seconds a whole run takes)`; None while its speed is unknown."""
-    try:
-        status = json.loads((run_dir / "status.json").read_text())
-        attempt = json.loads((run_dir / "metadata.json").read_text())["attempts"][-1]
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        step = json.loads(lines[-1])["step"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return 0.0, None
-    done = status["state"] == "done"
-    end = datetime.datetime.fromisoformat(status["time"]).timestamp() if done else time.time()
-    seconds = end - datetime.datetime.fromisoformat(attempt["time"]).timestamp()
-    share = (step - attempt["resumed_at"]) / attempt["total_steps"]
-    return (1.0 if done else step / attempt["total_steps"]), (seconds / share if share > 0.05 else None)
+from graft.runtime.runs import look
 
 
 def remaining(seen: list[tuple[float, float | None]], slots: int) -> float | None:

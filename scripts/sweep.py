@@ -1,53 +1,108 @@
-"""Hydra multirun over conditions and seeds: one `accelerate launch` a job, one after the other.
+"""Hydra multirun over conditions of a study, seeds and settings: one `accelerate launch` a job, one after the other.
 
-    python scripts/sweep.py --multirun condition=baseline,resnet18 seed=0,1,2
-    python scripts/sweep.py --multirun condition=ssl_cka seed=0 'extra=["objective.cka.weight=0.5"]' name=ssl_cka-half
+    python scripts/sweep.py --multirun study=cifar10 condition=baseline,resnet18 seed=0,1,2
+    python scripts/sweep.py --multirun study=gsm8k_qwen1b7 condition=distill,kd_only seed=0,1 \\
+        'set=[optim.lr=1e-4]' 'name=${condition}-lr1e-4'
 
-Conditions are in configs/hydra/sweep.yaml. A job whose run is done is skipped; a failed one fails the sweep, which
-goes on with the others only under `hydra.launcher`s that do. For several GPUs use scripts/cifar10.sh or your queue.
+`study` is one of configs/study/ or a file of your own, `set` goes over the run, and `name` is its folder in
+experiments/<study>, where that is not the condition's. A run that is done is skipped if it is the run that is asked
+for, else refused; what a run needs (its teacher, its cache) must be done: scripts/study.sh makes it, and runs whole
+studies.
 """
 
-import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from graft.config import study
+from graft.config.schema import NAME, NAME_RULE, nearest
+from graft.config.study.graph import Asked, Graph
+from graft.config.study.job import Job, command
 from graft.errors import UserError, exit_cleanly
+from graft.runtime import runs
 
 ROOT = Path(__file__).parent.parent
 
 
-def command(cfg: DictConfig) -> list[str]:
-    """The command line of one job. Raises UserError for a condition that configs/hydra/sweep.yaml does not have."""
-    if cfg.condition not in cfg.conditions:
-        raise UserError(f"condition: unknown: {cfg.condition!r}; one of: {', '.join(cfg.conditions)}")
-    entry = cfg.conditions[cfg.condition]
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-             f"configs/accelerate/{cfg.accelerate}.yaml", f"src/graft/{entry.script}.py", "--base_config", entry.base]
-    if entry.configs:
-        words += ["--config", *entry.configs]
-    return [*words, "--output_dir", f"experiments/{cfg.study}/{cfg.name or cfg.condition}", "--seed", str(cfg.seed),
-            *cfg.extra]
+def quoted(word: str) -> str:
+    """`set=[a=1,b=[2,3]]` as Hydra's grammar wants it, `set=["a=1","b=[2,3]"]`; what has quotes stays as it is."""
+    if not word.startswith("set=[") or set(word) & set("'\""):
+        return word
+    found, depth = "", 0
+    for letter in word.removeprefix("set="):
+        depth -= letter == "]"
+        outer = {"[": '["', "]": '"]'} if depth == 0 else {",": '","'} if depth == 1 else {}
+        found += outer.get(letter, letter)
+        depth += letter == "["
+    return f"set={found}".replace('[""]', "[]")
+
+
+def job_of(cfg: DictConfig) -> tuple[Job, Graph]:
+    """The run that is asked for, and its study's. Raises UserError for an unknown study or condition, or a bad key."""
+    words = cfg.set if OmegaConf.is_list(cfg.set) else [cfg.set]
+    if not isinstance(cfg.seed, int):
+        raise UserError(f"seed: expected an integer, got {cfg.seed!r}")
+    whole = study.load(str(cfg.study))
+    if cfg.condition not in whole.conditions:
+        raise UserError(f"condition: unknown: {cfg.condition!r}{nearest(str(cfg.condition), list(whole.conditions))}")
+    graph = Graph(whole, Asked((cfg.condition,), (cfg.seed,), tuple(map(str, words)), environment=dict(os.environ)))
+    if cfg.condition in graph.left_out:
+        raise UserError(f"condition: {cfg.condition}: {graph.left_out[cfg.condition]}")
+    job = graph.jobs[f"{cfg.condition}/seed{cfg.seed}"]
+    return (apart(job, graph, str(cfg.name)) if cfg.name else job), graph
+
+
+def apart(job: Job, graph: Graph, name: str) -> Job:
+    """The run in a folder of its own beside the study's conditions."""
+    if not NAME.fullmatch(name) or name in graph.study.conditions or name in graph.study.teachers:
+        raise UserError(f"name: must be {NAME_RULE}, and none that the study has, got {name!r}")
+    out = graph.at / name
+    at = job.words.index("--output_dir") + 1
+    words = (*job.words[:at], str(out), *job.words[at + 1:])
+    return replace(job, name=f"{name}/seed{job.config.seed}", words=words, folder=out / f"seed{job.config.seed}")
+
+
+def run(cfg: DictConfig) -> None:
+    """Start the run, unless it is done. Raises UserError if it must not be started, or fails."""
+    job, graph = job_of(cfg)
+    found = runs.state(job)
+    if found.name == "done":
+        print(f"{job.folder}: done, skipped")
+        return
+    if found.name == "other":
+        raise UserError(f"{job.folder}: is another run ({found.note}); it is left as it is: give a name=, or remove it")
+    for need in job.needs:  # a study makes what its runs start from
+        if runs.state(graph.jobs[need]).name != "done":
+            raise UserError(f"{job.name}: needs {need}, which is not done: bash scripts/study.sh {cfg.study} "
+                            f"--only {cfg.condition}")
+    graph.layers.write()
+    code = subprocess.run(command(job, sys.executable, str(cfg.accelerate), int(cfg.processes)), cwd=ROOT).returncode
+    if code:
+        raise UserError(f"{job.name}: exit code {code}; see {job.folder}/status.json")
 
 
 @hydra.main(version_base="1.3", config_path="../configs/hydra", config_name="sweep")
-def main(cfg: DictConfig) -> None:
-    """Run one job of the sweep."""
-    def job() -> None:
-        words = command(cfg)
-        status = ROOT / words[words.index("--output_dir") + 1] / f"seed{cfg.seed}" / "status.json"
-        if status.exists() and json.loads(status.read_text())["state"] == "done":
-            print(f"{status.parent}: done, skipped")
-            return
-        code = subprocess.run(words, cwd=ROOT).returncode
-        if code:
-            raise UserError(f"{cfg.condition} seed {cfg.seed}: exit code {code}; see {status}")
+def _sweep(cfg: DictConfig) -> None:
+    exit_cleanly(lambda: run(cfg))
 
-    exit_cleanly(job)
+
+def main() -> None:
+    """Run the sweep; what Hydra cannot read ends in one line too."""
+    os.chdir(ROOT)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or it would write a traceback of its own
+    sys.argv[1:] = map(quoted, sys.argv[1:])
+    try:
+        _sweep()
+    except Exception as error:  # Hydra's and its grammar's have no common base
+        if not type(error).__module__.startswith(("hydra", "omegaconf", "antlr4")):
+            raise
+        raise UserError(" ".join(str(error).split())) from None
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

@@ -1,106 +1,183 @@
-"""scripts/lib.sh: what is done is skipped, one failure does not stop the others and is not swallowed."""
+"""scripts/study.sh: what is done is skipped if it is what is asked for, one failure stops only what needs it."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import progress
+from graft.runtime import runs
 from small import ROOT
 
-# Stands in for Python: notes what would be trained, pretends it is done; a condition called `broken` fails.
-STUB = """#!/usr/bin/env bash
-set -euo pipefail
-if [[ "$1" == - ]]; then exec python3 "$@"; fi
-while [[ $# -gt 0 ]]; do
-    case "$1" in --output_dir) dir=$2 ;; --seed) seed=$2 ;; esac
-    shift
-done
-echo "$dir/seed$seed" >>"$STARTED"
-if [[ "$dir" == */broken ]]; then echo "error: it is broken"; exit 1; fi
-mkdir -p "$dir/seed$seed"
-echo '{"state": "done"}' >"$dir/seed$seed/status.json"
+# Stands in for Python: a training run is done at once, one of a condition called `broken` fails, `slow` waits for a
+# signal; the programs that plan are the real ones.
+STUB = f"""#!{sys.executable}
+import json, os, signal, sys, time
+from pathlib import Path
+words = sys.argv[1:]
+if words[0] == "scripts/lib/jobs.py":
+    os.execv({sys.executable!r}, [{sys.executable!r}, *words])
+if words[0] in ("scripts/lib/preflight.py", "scripts/progress.py"):
+    sys.exit()
+with open(os.environ["STARTED"], "a") as log:
+    log.write(json.dumps(words) + "\\n")
+if "accelerate.commands.launch" in words:
+    from graft import config
+    out, seed = words[words.index("--output_dir") + 1], int(words[words.index("--seed") + 1])
+    files = [w for w in words if w.endswith(".yaml") and "=" not in w and "accelerate" not in w]
+    cfg = config.load(files, [w for w in words if "=" in w], seed=seed, output_dir=out)
+    if out.endswith("/broken"):
+        print("error: it is broken")
+        sys.exit(2)
+    if out.endswith("/slow"):
+        signal.signal(signal.SIGTERM, lambda *_: (cfg.run_dir.joinpath("saved").touch(), os._exit(143)))
+        Path(os.environ["STARTED"] + ".slow").touch()
+        time.sleep(60)
+    cfg.run_dir.joinpath("config.yaml").touch()
+    attempts = [{{"config_sha256": cfg.sha256, "config": cfg.identity()}}]
+    cfg.run_dir.joinpath("metadata.json").write_text(json.dumps({{"attempts": attempts}}))
+    cfg.run_dir.joinpath("status.json").write_text('{{"state": "done"}}')
+if words[0] == "scripts/write_results.py":
+    Path(words[words.index("--out") + 1], "table.md").write_text("| the table |\\n")
 """
-SEQUENCE = """
-STUDY=%s
-source scripts/lib.sh
-job teacher 0 train_baseline.py
-job broken 0 train_baseline.py
-finish_jobs
-for seed in 0 1; do
-    needs teacher && job student "$seed" train_distill.py
-    needs broken && job dependant "$seed" train_distill.py
-done
-finish_jobs
-sequence_status
+STUDY = """
+study: small
+base: configs/base/digits_vit.yaml
+seeds: [0, 1]
+teachers:
+  teacher: {base: configs/base/digits_cnn.yaml}
+  broken: {base: configs/base/digits_cnn.yaml}
+conditions:
+  baseline: {}
+  student: {configs: [configs/distill/digits_cnn.yaml], teacher: teacher}
+  dependant: {configs: [configs/distill/digits_cnn.yaml], teacher: broken}
+contrasts: [student:dependant]
+then: [scores, table]
 """
 
 
 @pytest.fixture
-def study(tmp_path: Path):
-    name = f"test-{os.getpid()}"
-    folder = ROOT / "experiments" / name
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def project(tmp_path: Path) -> Path:
+    """A copy of the scripts, which work in the folder above their own, with a study and a stub in Python's place."""
+    for name in ("configs", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "bin").mkdir()
+    for name, text in {"python": STUB, "nvidia-smi": "#!/bin/sh\nexit 1\n"}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "small.yaml").write_text(STUDY)
+    return tmp_path
 
 
-def run(study: Path, tmp_path: Path, text: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    stub, started = tmp_path / "python", tmp_path / "started"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
+def environment(project: Path, **more: str) -> dict[str, str]:
+    theirs = ("GPUS", "GPUS_PER_JOB", "SLOTS", "EVAL_ARGS", "ACCELERATE", "DINOV2_CHECKPOINT", "OMP_NUM_THREADS")
+    kept = {key: value for key, value in os.environ.items() if key not in theirs}
+    return {**kept, "GRAFT_PYTHON": str(project / "bin/python"), "STARTED": str(project / "started"), "SLOTS": "2",
+            "PATH": f"{project / 'bin'}:{os.environ['PATH']}", **more}
+
+
+def study(project: Path, *words: str, **more: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+    """What `study.sh small.yaml` said, and the commands that it started."""
+    started = project / "started"
     started.write_text("")
-    done = subprocess.run(["bash", "-c", text % study.name], cwd=ROOT, text=True, capture_output=True, timeout=60,
-                          env={**os.environ, "GRAFT_PYTHON": str(stub), "STARTED": str(started), "SLOTS": "2",
-                               "PATH": "/usr/bin:/bin:" + os.environ["PATH"]})
-    return done, sorted(line.split(f"{study.name}/")[1] for line in started.read_text().splitlines())
+    done = subprocess.run(["bash", "scripts/study.sh", "small.yaml", *words], cwd=project, text=True,
+                          capture_output=True, timeout=120, env=environment(project, **more))
+    return done, [json.loads(line) for line in started.read_text().splitlines()]
 
 
-def test_a_failed_condition_stops_only_what_needs_it(study, tmp_path):
-    done, started = run(study, tmp_path, SEQUENCE)
-    assert started == ["broken/seed0", "student/seed0", "student/seed1", "teacher/seed0"]
-    assert done.returncode != 0
+def trained(commands: list[list[str]]) -> list[str]:
+    """The runs among the commands."""
+    return sorted(f"{Path(words[words.index('--output_dir') + 1]).name}/{words[words.index('--seed') + 1]}"
+                  for words in commands if "accelerate.commands.launch" in words)
+
+
+@pytest.mark.slow
+def test_a_failed_condition_stops_only_what_needs_it(project):
+    done, started = study(project)
+    assert trained(started) == ["baseline/0", "baseline/1", "broken/0", "student/0", "student/1", "teacher/0"]
+    assert done.returncode == 1 and "failed: broken/seed0" in done.stderr
     assert "FAILED broken/seed0: error: it is broken" in done.stderr
-    assert "SKIPPED what needs broken" in done.stderr
-    again, started = run(study, tmp_path, SEQUENCE)
-    assert started == ["broken/seed0"] and again.returncode != 0, "done runs are skipped, failed ones tried again"
+    assert "SKIPPED what needs broken/seed0: dependant/seed0 dependant/seed1" in done.stderr
+    scores, table = (words for words in started if "accelerate.commands.launch" not in words)
+    assert scores[scores.index("--conditions") + 1:scores.index("--baseline")] == ["baseline", "student"]
+    assert "--contrasts" not in scores, "one of the pair is not there"
+    assert "| the table |" in done.stdout and table[0] == "scripts/write_results.py"
+    again, started = study(project)
+    assert trained(started) == ["broken/0"] and again.returncode == 1, "what is done is skipped, failed runs are not"
+    assert "done, skipped: teacher/seed0 baseline/seed0" in again.stdout
 
 
-def test_more_gpus_for_a_job_than_there_are(study, tmp_path, monkeypatch):
-    listing = tmp_path / "nvidia-smi"
-    listing.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-1)'\n")
-    listing.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("GPUS_PER_JOB", "99")
-    done, started = run(study, tmp_path, SEQUENCE)
+@pytest.mark.slow
+def test_a_study_without_failures_and_what_is_asked_of_it_later(project):
+    (project / "small.yaml").write_text(STUDY.replace("broken", "fine"))
+    done, started = study(project, SLOTS="1")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(trained(started)) == 8
+    done, started = study(project, "--set", "optim.lr=0.5")
+    assert done.returncode == 1 and not trained(started), "another run's result is neither overwritten nor taken"
+    assert "REFUSED baseline/seed0: experiments/small/baseline/seed0 holds another result (optim.lr: 0.006 -> 0.5" in \
+        done.stderr
+    done, started = study(project, "--set", "optim.lr=0.5", "--name", "other", "--only", "student", "--seeds", "1")
+    assert trained(started) == ["student/1", "teacher/0"] and "nothing follows: baseline is not done" in done.stderr
+    done, _ = study(project, "--list")
+    assert "baseline/seed1: done" in done.stdout and "then/scores: after its runs" in done.stdout
+    graph = json.loads(study(project, "--graph")[0].stdout)
+    assert graph["then"] == ["bash", "scripts/study.sh", str(project / "small.yaml"), "--then"]
+    assert {job["name"]: job["needs"] for job in graph["jobs"]}["student/seed1"] == ["teacher/seed0"]
+
+
+@pytest.mark.slow
+def test_dry_runs_and_smoke_runs(project):
+    done, started = study(project, "--dry_run", "--only", "student")
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        "later student/seed0: needs teacher/seed0", "later student/seed1: needs teacher/seed0", "ok teacher/seed0"]
+    assert [words[-1] for words in started] == ["--dry_run"] and not (project / "experiments").exists()
+    done, started = study(project, "--smoke", "--only", "student")
+    words, = (words for words in started if "src/graft/train_distill.py" in words)
+    assert words[words.index("--output_dir"):] == [
+        "--output_dir", "experiments/small-smoke/student", "--seed", "0",
+        "teacher.path=experiments/small-smoke/teacher/seed0"] and "configs/smoke/cpu.yaml" in words
+
+
+@pytest.mark.slow
+def test_more_gpus_for_a_job_than_there_are(project):
+    (project / "bin/nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-1)'\n")
+    done, started = study(project, GPUS_PER_JOB="99")
     assert done.returncode == 2 and not started
     assert "error: teacher/seed0: wants 99 GPUs, which are more than there are" in done.stderr
 
 
-def test_a_sequence_without_failures_succeeds(study, tmp_path):
-    done, started = run(study, tmp_path, SEQUENCE.replace(" broken", " fine"))
-    assert done.returncode == 0, done.stderr
-    assert len(started) == 6 and not done.stderr
-
-
-@pytest.mark.parametrize("name", ["a b", "../x", "a;b", "$(x)", "A", '"', ""])
-def test_names_that_a_shell_could_misread_are_refused(study, tmp_path, name):
-    done, started = run(study, tmp_path, f"STUDY=%s\nsource scripts/lib.sh\njob '{name}' 0 train_baseline.py\n")
-    assert done.returncode != 0 and "bad condition name" in done.stderr and started == []
+@pytest.mark.slow
+def test_an_interrupted_study_lets_its_runs_save(project):
+    (project / "small.yaml").write_text(STUDY.replace("broken", "slow"))
+    going = subprocess.Popen(["bash", "scripts/study.sh", "small.yaml", "--only", "dependant"], cwd=project, text=True,
+                             stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(project))
+    for _ in range(600):
+        if (project / "started.slow").exists():
+            break
+        time.sleep(0.1)
+    going.send_signal(signal.SIGTERM)
+    _, said = going.communicate(timeout=60)
+    assert going.returncode == 143 and "interrupted; run the same command again to continue" in said
+    assert (project / "experiments/small/slow/seed0/saved").exists()
 
 
 def test_progress_estimate():
-    import progress
     assert progress.remaining([(0.0, None), (0.0, None)], 2) is None
     assert progress.remaining([(1.0, 40.0), (0.5, 60.0), (0.0, None)], 2) == pytest.approx((30 + 50) / 2)
 
 
 def test_progress_reads_a_run(tmp_path):
-    import progress
-    assert progress.look(tmp_path) == (0.0, None)
+    assert runs.look(tmp_path) == (0.0, None)
     (tmp_path / "status.json").write_text(json.dumps({"state": "done", "time": "2026-01-01T00:01:00+00:00"}))
     (tmp_path / "metadata.json").write_text(json.dumps({"attempts": [
         {"time": "2026-01-01T00:00:00+00:00", "resumed_at": 0, "total_steps": 10}]}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n')
-    assert progress.look(tmp_path) == (1.0, 60.0)
+    assert runs.look(tmp_path) == (1.0, 60.0)

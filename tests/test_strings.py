@@ -6,12 +6,13 @@ import re
 import pytest
 
 from graft import config
+from graft.config import study
+from graft.config.study.graph import Asked, Graph
 from graft.errors import UserError
 from graft.students._tiny_lm import make
 from graft.tasks import strings
 from graft.tasks._context import Context, choose, encode
 from small import ROOT
-from test_sequences import run_sequence, started
 
 ANSWERS = ("9785", "1259", "3075", "5240", "3405", "8391")  # to 2769, looked up by hand, in the order of strings.RULES
 
@@ -100,11 +101,10 @@ def test_what_is_refused(build, tmp_path_factory):
 
 # ------------------------------------------------------------------------------------------------- demo
 
-@pytest.mark.slow
-def test_the_demos_conditions(tmp_path):
-    code, commands, said = run_sequence("demo_language.sh", tmp_path, SEEDS="0 1")
-    assert code == 0, said
-    runs = {(cfg.run_dir.parent.name, cfg.seed): cfg for _, cfg, _ in started(commands)}
+def test_the_demos_conditions(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    graph = Graph(study.load("demo_language"), Asked(seeds=(0, 1)))
+    runs = {(name.split("/")[0], job.config.seed): job.config for name, job in graph.jobs.items() if job.kind == "run"}
     conditions = {name for name, _ in runs}
     assert conditions == {"pretrain", "baseline", "distill", "kd_only", "zeroshot_teacher", "shuffled_answers",
                           "kd_only_zeroshot", "kd_only_shuffled"} and len(runs) == 15
@@ -121,11 +121,3 @@ def test_the_demos_conditions(tmp_path):
             assert weights["topk"] > 0 and cfg.teacher.args["context"] == {
                 "zeroshot": "zeroshot", "zeroshot_teacher": "zeroshot", "shuffled": "shuffled_answers",
                 "shuffled_answers": "shuffled_answers"}.get(name.removeprefix("kd_only_"), "fewshot")
-    words = [word for line in commands for word in line]
-    assert "scripts/eval_icl.py" in words and words.index("scripts/eval_icl.py") < words.index(
-        "scripts/eval_checkpoints.py")
-
-    failing = tmp_path / "failing"
-    failing.mkdir()
-    code, commands, said = run_sequence("demo_language.sh", failing, FAIL="pretrain")
-    assert code == 1 and len(started(commands)) == 1 and "FAILED pretrain/seed0" in said

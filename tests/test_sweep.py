@@ -1,35 +1,97 @@
-"""The Hydra sweep: every condition is a command line whose configuration loads."""
+"""The Hydra sweep: every condition of a study is a command line whose configuration loads."""
+
+import json
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 import sweep
 from graft import config
+from graft.config import study
+from graft.config.study.job import command
 from graft.errors import UserError
 from small import ROOT
 
 
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
 def composed(*overrides: str):
     with initialize_config_dir(str(ROOT / "configs/hydra"), version_base="1.3"):
-        return compose("sweep", list(overrides))
+        return compose("sweep", list(map(sweep.quoted, overrides)))
 
 
-def test_every_condition_is_a_run_that_loads():
-    for condition in composed().conditions:
-        words = sweep.command(composed(f"condition={condition}", "seed=3", 'extra=["optim.lr=0.5"]'))
-        script = next(word for word in words if word.startswith("src/graft/"))
+@pytest.mark.parametrize("name, base", [("demo", "experiments/demo"), ("demo_language", "experiments/demo_language")])
+def test_every_condition_is_a_run_that_loads(name, base):
+    for condition in study.load(name).conditions:
+        job, _ = sweep.job_of(composed(f"study={name}", f"condition={condition}", "seed=3", "set=[optim.lr=0.5]"))
+        words = command(job, "python", "1gpu")
         files = [word for word in words if word.startswith("configs/") and "/accelerate/" not in word]
         cfg = config.load(files, [words[-1]], seed=int(words[words.index("--seed") + 1]))
         assert (cfg.seed, cfg.optim.lr) == (3, 0.5)
-        assert script == f"src/graft/train_{cfg.method}.py" or script == "src/graft/train_ablation.py"
-        assert words[words.index("--output_dir") + 1] == f"experiments/cifar10/{condition}"
+        assert words[words.index("--output_dir") + 1] == f"{base}/{condition}"
+        assert words[words.index("--config_file") + 1] == "configs/accelerate/1gpu.yaml"
+
+
+@pytest.mark.parametrize("word, found", [
+    ("set=[optim.lr=1e-4]", 'set=["optim.lr=1e-4"]'), ("set=[]", "set=[]"), ("seed=0,1", "seed=0,1"),
+    ("set=[a=[1,2],b=3],[]", 'set=["a=[1,2]","b=3"],[]'), ('set=["a=1"]', 'set=["a=1"]'),
+])
+def test_settings_need_no_quotes(word, found):
+    assert sweep.quoted(word) == found
 
 
 def test_a_name_keeps_variants_apart():
-    words = sweep.command(composed("condition=ssl_cka", "name=ssl_cka-half", 'extra=["objective.cka.weight=0.5"]'))
-    assert "experiments/cifar10/ssl_cka-half" in words and words[-1] == "objective.cka.weight=0.5"
+    job, _ = sweep.job_of(composed("study=demo", "condition=distill", "name=distill-half",
+                                   "set=[objective.kd.weight=0.25]"))
+    assert "experiments/demo/distill-half" in job.words and job.words[-1] == "objective.kd.weight=0.25"
+    assert str(job.folder) == "experiments/demo/distill-half/seed0" and job.needs == ("cnn_teacher/seed0",)
 
 
-def test_an_unknown_condition_is_named():
-    with pytest.raises(UserError, match="unknown: 'ssl'; one of: baseline, "):
-        sweep.command(composed("condition=ssl"))
+@pytest.mark.parametrize("words, said", [
+    (["condition=ssl"], "condition: unknown: 'ssl'; did you mean"), (["study=none"], "none.yaml: no such study"),
+    (["condition=dinov2_cka"], "condition: dinov2_cka: set DINOV2_CHECKPOINT"), (["seed=x"], "seed: expected"),
+    (["study=demo", "name=distill"], "name: must be"), (["set=[optim.lrr=1]"], "optim.lrr: unknown key"),
+])
+def test_what_is_wrong_is_named(words, said, monkeypatch):
+    monkeypatch.delenv("DINOV2_CHECKPOINT", raising=False)
+    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+        sweep.job_of(composed(*words))
+
+
+@pytest.mark.parametrize("words", [["set=[optim.lr=1"], ["stdy=demo"]])
+def test_what_hydra_cannot_read_is_one_line(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sweep.py", *words])
+    with pytest.raises(UserError) as error:
+        sweep.main()
+    assert "\n" not in str(error.value)
+
+
+def test_runs_that_are_done_or_another_or_lack_their_teacher(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(sweep.subprocess, "run", lambda words, cwd: started.append(words))
+    cfg = composed("study=demo", "condition=baseline")
+    job, graph = sweep.job_of(cfg)
+    other, _ = sweep.job_of(composed("study=demo", "condition=baseline", "set=[optim.lr=0.5]"))
+    teacher = sweep.job_of(composed("study=demo", "condition=distill"))
+    monkeypatch.chdir(tmp_path)
+
+    def left_by(which):
+        (job.folder / "checkpoint-9").mkdir(parents=True, exist_ok=True)
+        (job.folder / "checkpoint-9/trainer.json").write_text(json.dumps(
+            {"config_sha256": which.digest, "config": which.config.identity()}))
+        (job.folder / "status.json").write_text('{"state": "done"}')
+
+    monkeypatch.setattr(sweep, "job_of", lambda cfg: (job, graph))
+    left_by(job)
+    sweep.run(cfg)
+    assert capsys.readouterr().out == "experiments/demo/baseline/seed0: done, skipped\n"
+    left_by(other)
+    with pytest.raises(UserError, match=r"is another run \(optim.lr: 0.5 -> 0.006\)"):
+        sweep.run(cfg)
+    monkeypatch.setattr(sweep, "job_of", lambda cfg: teacher)
+    with pytest.raises(UserError, match="needs cnn_teacher/seed0, which is not done"):
+        sweep.run(composed("study=demo", "condition=distill"))
+    assert not started

@@ -32,11 +32,15 @@ def restored(values: dict[str, Any], source: str, **scalars: Any) -> Config:
     return _complete(merged)
 
 
-def merge(files: Iterable[str | Path], overrides: Iterable[str], scalars: dict) -> tuple[Config, dict[str, str]]:
-    """As `load`, with the source of every value that is not a default, by key."""
+def merge(files: Iterable[str | Path | tuple[str, dict]], overrides: Iterable[str],
+          scalars: dict) -> tuple[Config, dict[str, str]]:
+    """As `load`, with the source of every value that is not a default, by key.
+
+    In a file's place may stand what it would hold, with the name that errors give it.
+    """
     merged = Merge()
     for file in files:
-        merged.add(str(file), read(file))
+        merged.add(*(file if isinstance(file, tuple) else (str(file), read(file))))
     merged.add(COMMAND_LINE, dotlist(overrides))
     merged.add(COMMAND_LINE, scalars)
     return _complete(merged), merged.origin

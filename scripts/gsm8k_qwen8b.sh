@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Qwen3-8B on GSM8K: the few-shot gap, its distillation into LoRA adapters and the controls.
-# Interrupt it at will: running it again goes on where it stopped. What can be set is in scripts/language.sh.
-STUDY=gsm8k_qwen8b MODEL=gsm8k_qwen8b METHOD=fewshot SHOTS=(0 4 8)
-ABLATIONS=(zeroshot_teacher shuffled_answers kd_only kd_only_zeroshot kd_only_shuffled label_smoothing)
-# shellcheck source=scripts/language.sh
-source "$(dirname "${BASH_SOURCE[0]}")/language.sh"

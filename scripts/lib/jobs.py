@@ -1,0 +1,128 @@
+"""The jobs of a study for scripts/study.sh, which starts them, and for other schedulers as JSON (--graph).
+
+    python scripts/lib/jobs.py cifar10 --list
+    python scripts/lib/jobs.py cifar10 --graph
+
+--list shows every job with its state, the time it takes where that is known, and its command line. --graph gives them
+as JSON: `{"study", "folder", "left_out", "jobs": [{"name", "kind", "state", "note", "folder", "needs", "threads",
+"gpus", "seconds", "command"}], "then": [...]}`; `then` is the command that scores and draws once all jobs have ended.
+Without either, records for bash: fields that end in NUL.
+"""
+
+import json
+import os
+import shlex
+import sys
+
+from graft.config.study.followups import steps
+from graft.config.study.graph import Graph
+from graft.config.study.job import Job, command
+from graft.config.study.line import from_command_line
+from graft.errors import UserError, exit_cleanly
+from graft.runtime import runs
+
+SHARES = {"run": "GPUS_PER_JOB", "eval": "GPUS_PER_EVAL", "work": "GPUS_PER_WORK"}
+
+
+def gpus_of(job: Job) -> int:
+    """How many GPUs a job gets; 0 where it wants none or there is none."""
+    there = int(os.environ.get("GRAFT_GPUS") or 0)
+    return int(os.environ.get(SHARES[job.gpus]) or 1) if there and job.gpus in SHARES else 0
+
+
+def words_of(job: Job, dry: bool = False) -> list[str]:
+    """The command line of a job on this machine."""
+    python, gpus = os.environ.get("GRAFT_PYTHON") or sys.executable, gpus_of(job)
+    if dry:
+        return [python, job.script, *job.words, "--dry_run"]
+    launch = (os.environ.get("ACCELERATE") or ("1gpu" if gpus == 1 else "2gpu")) if gpus else "cpu"
+    return command(job, python, launch, max(gpus, 1))
+
+
+def finished(graph: Graph, name: str) -> bool:
+    """Whether all runs of a condition or teacher, the planned ones and those that are there besides, are done."""
+    planned = [job for job in graph.jobs.values() if job.kind == "run" and job.name.startswith(f"{name}/")]
+    there = [path.parent for path in (graph.at / name).glob("seed*/config.yaml")]
+    others = [path for path in there if path not in [job.folder for job in planned]]
+    return bool(planned or others) and all(runs.state(job).name == "done" for job in planned) and \
+        all(runs.ended(path) for path in others)
+
+
+def following(graph: Graph, whole: bool = False) -> list[Job]:
+    """The steps for what is done, or for the `whole` study as if it were. Raises UserError without a baseline."""
+    study = graph.study
+    there = [name for name in study.conditions if name not in graph.left_out and (whole or finished(graph, name))]
+    if study.baseline not in there:
+        raise UserError(f"nothing follows: {study.baseline} is not done")
+    references = [name for name in study.references if whole or finished(graph, name)]
+    icl = study.icl is not None and (whole or runs.state(graph.jobs["icl/work"]).name == "done")
+    return steps(graph, there, references, icl)
+
+
+def show(graph: Graph, jobs: list[Job]) -> None:
+    """Every job: its state, what is known of its time, its command line."""
+    times = runs.expected(jobs)
+    for job in jobs:
+        found = runs.state(job)
+        minutes = f"  ~{times[job.name] / 60:.1f} min" if job.name in times and found.name != "done" else ""
+        needs = [need for need in job.needs if need in graph.jobs and runs.state(graph.jobs[need]).name != "done"]
+        print(f"{job.name}: {'after its runs' if job.kind == 'step' else found.name}"
+              f"{f' ({found.note})' if found.note else ''}{minutes}{f'  after {chr(32).join(needs)}' if needs else ''}")
+        print(f"    {shlex.join(words_of(job))}")
+    for name, reason in graph.left_out.items():
+        print(f"{name}: left out; {reason}")
+
+
+def as_json(graph: Graph, jobs: list[Job]) -> None:
+    """The jobs for another scheduler, which starts `then` when all of them have ended."""
+    times = runs.expected(jobs)
+    listed = []
+    for job in jobs:
+        found = runs.state(job)
+        listed.append({"name": job.name, "kind": job.kind, "state": found.name, "note": found.note,
+                       "folder": str(job.folder), "needs": list(job.needs), "threads": job.threads,
+                       "gpus": gpus_of(job), "seconds": times.get(job.name), "digest": job.digest,
+                       "command": words_of(job)})
+    then = ["bash", "scripts/study.sh", *[word for word in sys.argv[1:] if word != "--graph"], "--then"]
+    print(json.dumps({"study": graph.study.study, "folder": str(graph.at), "left_out": graph.left_out,
+                      "jobs": listed, "then": then}, indent=1))
+
+
+def emit(jobs: list[Job], dry: bool) -> None:
+    """One record a job: its fields, the number of words of its command, and the words."""
+    here = {job.name: runs.state(job).name for job in jobs}
+    for job in jobs:
+        if dry and job.kind != "run":
+            continue
+        state = here[job.name]
+        if state == "other" and not dry:
+            print(f"REFUSED {job.name}: {job.folder} holds another result ({runs.state(job).note}); it is left as it "
+                  "is: use --name, or remove it", file=sys.stderr)
+        if dry:
+            state = "later" if any(here.get(need) != "done" for need in job.needs) else "new"
+        words = words_of(job, dry)
+        fields = [job.name, job.kind, state, str(gpus_of(job)), str(job.threads), str(job.folder), job.digest,
+                  "" if dry and state == "new" else " ".join(job.needs), str(len(words)), *words]
+        sys.stdout.write("".join(f"{item}\0" for item in fields))
+
+
+def main() -> None:
+    """Read the study, say what was asked for."""
+    options, graph = from_command_line()
+    jobs = list(graph.jobs.values())
+    if options.graph:
+        as_json(graph, jobs)
+    elif options.list:
+        show(graph, [*jobs, *following(graph, whole=True)])
+    elif options.then:
+        emit(following(graph), dry=False)
+    else:
+        graph.layers.write()
+        for reason in dict.fromkeys(graph.left_out.values()):
+            names = [name for name, why in graph.left_out.items() if why == reason]
+            print(f"left out: {' '.join(names)}; {reason}", file=sys.stderr)
+        emit(jobs, options.dry_run)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

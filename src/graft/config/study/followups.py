@@ -1,0 +1,89 @@
+"""What follows a study's runs, as jobs: scores, table, robustness, forensics and figures."""
+
+from collections.abc import Sequence
+
+from graft.config.study.graph import Graph
+from graft.config.study.job import Job
+
+CURVES = ("--keys", "train/ce", "train/topk", "val/nll", "--band", "ci95", "--name", "losses")
+# figure -> script, what it reads
+FIGURES = {"accuracy": ("accuracy", "results"), "ablation": ("ablation", "results"), "teacher": ("teacher", "results"),
+           "checkpoint": ("checkpoint", "results"), "curves": ("curves", ""), "losses": ("curves", ""),
+           "locality": ("locality", "forensics"), "layer": ("layer", "forensics"), "cka": ("cka", "forensics"),
+           "forensics": ("forensics", "forensics"), "hessian": ("hessian", "forensics"),
+           "reliability": ("reliability", "robustness"), "confusion": ("confusion", "robustness"),
+           "roc": ("roc", "robustness")}
+SCORED = ("accuracy", "ablation", "teacher")  # those that take a --split of the scores
+
+
+def steps(graph: Graph, conditions: Sequence[str], references: Sequence[str], icl: bool) -> list[Job]:
+    """The jobs that follow, for the `conditions` and `references` whose runs are done; `icl`: whether that is done.
+
+    A smoke run is scored and drawn from its scores alone.
+    """
+    wanted = [step for step in graph.study.then if not graph.asked.smoke or step in ("scores", "table", "figures")]
+    found = []
+    for step in (step for step in STEPS if step in wanted):
+        found += STEPS[step](graph, conditions, references, icl)
+    made = {job.name for job in found}
+    return [job for job in found if set(job.needs) <= made]  # nothing is drawn of numbers that no step makes
+
+
+def _step(graph: Graph, name: str, script: str, words: Sequence[str], needs: Sequence[str] = (),
+          gpus: str = "none") -> Job:
+    more = [str(word) for word in graph.study.options.get(name, [])]
+    return Job(f"then/{name}", "step", f"scripts/{script}.py", (*words, *more), graph.at / "then" / name,
+               tuple(f"then/{need}" for need in needs), gpus=gpus)
+
+
+def _scores(graph: Graph, conditions: Sequence[str], references: Sequence[str], icl: bool) -> list[Job]:
+    study, at = graph.study, graph.at
+    words = ["--base_dir", str(at), "--output", str(at / "results.json"), "--conditions", *conditions,
+             "--baseline", study.baseline, "--splits", *graph.splits]
+    words += ["--references", *references] if references else []
+    words += ["--icl", str(at / "icl.json")] if icl else []
+    pairs = [pair for pair in study.contrasts if {*pair.split(":")} <= {*conditions}]
+    words += ["--contrasts", *pairs] if pairs else []
+    labels = [f"{name}={item.label}" for name, item in study.conditions.items() if item.label and name in conditions]
+    labels += [f"{name}={label}" for name, label in study.metrics.items()]
+    words += ["--labels", *labels] if labels else []
+    return [_step(graph, "scores", "eval_checkpoints",
+                  [*words, *graph.asked.environment.get("EVAL_ARGS", "").split()], gpus="eval")]
+
+
+def _table(graph: Graph, *_: object) -> list[Job]:
+    return [_step(graph, "table", "write_results", ["--results", str(graph.at / "results.json"), "--out",
+                                                    str(graph.at)], ["scores"])]
+
+
+def _robustness(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
+    return [_step(graph, "robustness", "eval_robustness", ["--base_dir", str(graph.at), "--conditions", *conditions,
+                  "--split", graph.splits[-1], "--output", str(graph.at / "robustness.json")], gpus="work")]
+
+
+def _forensics(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
+    roles = {"baseline": graph.study.baseline, **graph.study.roles}
+    roles = {role: name for role, name in roles.items() if name in conditions}
+    words = [word for role, name in roles.items() for word in (f"--{role}", name)]
+    return [_step(graph, "forensics", "analyze_locality",
+                  ["--base_dir", str(graph.at), "--conditions", *dict.fromkeys(roles.values()), *words, "--results",
+                   str(graph.at / "results.json"), "--output", str(graph.at / "forensics.json")], ["scores"],
+                  gpus="work")]
+
+
+def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
+    found = []
+    for name in graph.study.figures:
+        script, source = FIGURES[name]
+        words = ["--base_dir", str(graph.at), "--conditions", *conditions]
+        if source:
+            flag = "--forensics" if source == "forensics" else "--results"
+            words = [flag, str(graph.at / f"{source}.json")]
+        words += ["--out", str(graph.at / "figures"), *(CURVES if name == "losses" else ())]
+        words += ["--split", graph.splits[-1]] if name in SCORED else []
+        needs = [{"results": "scores"}.get(source, source)] if source else []
+        found.append(_step(graph, f"figure-{name}", f"gen_{script}_fig", words, needs))
+    return found
+
+
+STEPS = {"scores": _scores, "table": _table, "robustness": _robustness, "forensics": _forensics, "figures": _figures}

@@ -1,0 +1,229 @@
+"""A study in one file: read and checked strictly, and what runs follow from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from graft.config import difference, load, study
+from graft.config.study.followups import steps
+from graft.config.study.graph import Asked, Graph
+from graft.errors import UserError
+from graft.runtime import runs
+from small import ROOT
+
+HUB = {"DINOV2_CHECKPOINT": "hub"}
+BASE = "base: configs/base/digits_vit.yaml\n"
+GOOD = BASE + "conditions: {baseline: {}, other: {configs: [configs/distill/digits_cnn.yaml]}}\n"
+INLINE = """
+base: {task: {name: digits}, student: {name: vit, patch: 1, dim: 16, depth: 2, heads: 2}}
+deltas: {soft: {objective: [{name: ce, smoothing: 0.2}]}}
+conditions: {baseline: {}, soft: {configs: [soft]}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def written(tmp_path: Path, text: str, name: str = "mine") -> str:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
+    return Graph(study.load(written(tmp_path, text)), Asked(**asked))
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+@pytest.mark.parametrize("text, said", [
+    ("", "base: missing"),
+    (BASE, "conditions: missing"),
+    (GOOD + "tachers: {}", "tachers: unknown key; did you mean teachers?"),
+    (GOOD + "seeds: 3", "seeds: expected a list, got 3"),
+    (GOOD + "seeds: [0, 0]", "seeds: expected different numbers, got [0, 0]"),
+    (GOOD + "seeds: [-1]", "seeds: must be >= 0, got -1"),
+    (GOOD + "splits: [train]", "splits: must be one of val | test, got 'train'"),
+    (GOOD + "then: [score]", "then: must be one of scores |"),
+    (GOOD + "study: A b", "study: must be "),
+    ("base: configs/base/digts.yaml", "base: no such config file: configs/base/digts.yaml"),
+    (GOOD.replace("other:", "'a;b':"), "conditions.a;b: must be "),
+    (GOOD.replace("other:", "'$(x)':"), "conditions.$(x): must be "),
+    (GOOD.replace("other:", "then:"), "conditions.then: must be "),
+    (GOOD.replace("other: {", "other: {ask: x, "), "conditions.other.ask: unknown key; did you mean asks?"),
+    (GOOD.replace("other: {", "other: {script: train_distil, "), "no such script: 'train_distil'; did you mean"),
+    (GOOD.replace("other: {", "other: {teacher: cnn, "), "conditions.other.teacher: unknown: 'cnn'"),
+    (GOOD.replace("other: {", "other: {set: [x], "), "conditions.other.set: expected key=value, got 'x'"),
+    (GOOD.replace("digits_cnn", "digits_cn"), "other.configs: no such config file: configs/distill/digits_cn."),
+    (GOOD + "contrasts: [other:basline]", "contrasts: unknown: 'basline'; did you mean baseline?"),
+    (GOOD + "contrasts: [other]", "contrasts: expected two conditions as a:b, got 'other'"),
+    (GOOD + "roles: {baseline: bas}", "roles.baseline: unknown: 'bas'"),
+    (GOOD + "roles: {cnm: other}", "roles: unknown: 'cnm'"),
+    (GOOD + "work: {other: {script: scripts/make_tiny_lm.py}}", "conditions.other: is the name of one of work too"),
+    (GOOD + "work: {w: {script: scripts/no.py}}", "work.w.script: no such file"),
+    (GOOD + "options: {scores: --engine}", "options.scores: expected a list of words"),
+    (GOOD + "teachers: {t: {}}", "teachers.t: needs a base and a seed"),
+    ("extends: demoo", "configs/study/demoo.yaml: no such study; did you mean demo?"),
+    ("extends: csqa_qwen1b7", "extends: configs/study/csqa_qwen1b7.yaml extends another study itself"),
+    ("extends: demo\nconditions: [basline]", "conditions: 'basline' is none of configs/study/demo.yaml; did you mean"),
+])
+def test_bad_studies_are_one_line_with_file_and_key(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        study.load(written(tmp_path, text))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert "extends: demoo" in text or str(error.value).startswith(f"{tmp_path}/mine.yaml: ")
+
+
+@pytest.mark.parametrize("text, said", [
+    (GOOD.replace("other: {", "other: {script: train_baseline, "), "other.script: train_baseline is for"),
+    (GOOD.replace("other: {", "other: {set: [optim.lrr=1], "), "optim.lrr: unknown key; did you mean lr?"),
+    (INLINE.replace("smoothing", "smothing"), "mine.yaml: deltas.soft: objective.0.smothing: unknown key"),
+    (GOOD + "study: demo\nteachers: {a: {base: configs/base/digits_vit.yaml, set: [student.checkpoint=experiments/x]}}",
+     "student.checkpoint: unknown key"),
+    ("study: s\nbase: configs/base/strings_qwen3.yaml\nconditions: {baseline: {set: [student.model="
+     "experiments/s/a]}}\nteachers:\n" + "".join(
+         f"  {one}: {{base: configs/base/strings_qwen3.yaml, set: [student.model=experiments/s/{other}/seed0]}}\n"
+         for one, other in ("ab", "ba")), "a: needs itself: a/seed0 -> b/seed0 -> a/seed0"),
+])
+def test_what_no_run_accepts_is_one_line_too(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        graph_of(tmp_path, text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked, said", [
+    ({"only": ("bas",)}, "--only: unknown: 'bas'"), ({"name": "../x"}, "--name: must be "),
+    ({"set": ("optim.lrr=1",)}, "optim.lrr: unknown key; did you mean lr?"),
+    ({"set": ("student.depth=x",)}, "student.depth: expected an integer, got 'x'"),
+])
+def test_what_is_asked_is_checked(asked, said):
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+        Graph(study.load("demo"), Asked(**asked))
+
+
+# ---------------------------------------------------------------------------------- the project's studies
+
+@pytest.mark.parametrize("name", study.names())
+def test_the_studies_start_runs_that_load_after_what_they_need(name):
+    whole = study.load(name)
+    graph = Graph(whole, Asked(environment=HUB))
+    done = set()
+    for job in graph.jobs.values():
+        assert set(job.needs) <= done, f"{job.name} needs {job.needs}"
+        done.add(job.name)
+        if job.kind != "run":
+            continue
+        words = list(job.words)
+        end = words.index("--output_dir")
+        written = [word for word in words[:end] if word.endswith(".yaml")]
+        if job.config.seed == 0:
+            cfg = load(written, words[end + 4:], seed=int(words[end + 3]), output_dir=words[end + 1])
+            assert cfg.sha256 == job.digest and cfg.run_dir == job.folder
+        assert job.script in (f"src/graft/train_{job.config.method}.py", "src/graft/train_ablation.py")
+    assert all(item.asks for item in whole.conditions.values())
+    assert {job.name for job in graph.jobs.values() if job.kind == "run"} >= {
+        f"{condition}/seed{seed}" for condition in whole.conditions for seed in whole.seeds}
+    assert not graph.left_out
+    for job in steps(graph, list(whole.conditions), whole.references, whole.icl is not None):
+        assert (ROOT / job.script).is_file(), job.script
+
+
+def test_language_runs_read_the_caches_that_are_built_for_them():
+    graph = Graph(study.load("gsm8k_qwen1b7"), Asked(set=("student.model=tiny", "teacher.cache_dtype=fp32")))
+    caches = {job.folder.parent.name: job.config for job in graph.jobs.values() if job.name.startswith("cache-")}
+    assert set(caches) == {f"cache-{name}" for name in (
+        "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position")}
+    served = [job for job in graph.jobs.values() if job.kind == "run" and job.config.teacher.name == "context_lm"]
+    assert len(served) == 3 * 20
+    for job in served:
+        need, = job.needs
+        cache, args = caches[need.split("/")[0]], job.config.teacher.args
+        assert args["serve"] == "cache" and args["path"] == f"experiments/gsm8k_qwen1b7/cache/{need[6:-5]}"
+        assert job.config.task == cache.task and job.config.student == cache.student and args["cache_dtype"] == "fp32"
+        same = ("context", "shots", "fewshot_seed", "max_length", "precision", "cache_dtype", "model")
+        assert all(args[key] == cache.teacher.args[key] for key in same) and args["k"] <= cache.teacher.args["k"]
+        term, = (term for term in job.config.objective if term.name == "topk")
+        cached, = (term for term in cache.objective if term.name == "topk")
+        assert term.args["position"] == cached.args["position"], job.name
+    assert "student.model=tiny" in graph.jobs["baseline/seed0"].words
+    assert not any(word.startswith("teacher.") for word in graph.jobs["baseline/seed0"].words), "it has no teacher"
+
+
+def test_what_needs_weights_that_are_not_there_is_left_out(tmp_path):
+    graph = Graph(study.load("cifar10"))
+    assert set(graph.left_out) == {f"dinov2_{kind}" for kind in ("cka", "gram", "token", "correlation")}
+    assert graph.left_out["dinov2_cka"] == "set DINOV2_CHECKPOINT to a file, or to hub"
+    with pytest.raises(UserError, match="DINOV2_CHECKPOINT: no such file: nowhere"):
+        Graph(study.load("cifar10"), Asked(environment={"DINOV2_CHECKPOINT": "nowhere"}))
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    graph = Graph(study.load("cifar10"), Asked(only=("dinov2_cka",), environment={"DINOV2_CHECKPOINT": str(file)}))
+    assert {job.config.teacher.args["checkpoint"] for job in graph.jobs.values()} == {str(file)}
+    assert list(graph.jobs) == [f"dinov2_cka/seed{seed}" for seed in range(3)]
+
+
+def test_smoke_runs_are_short_and_in_a_folder_of_their_own():
+    graph = Graph(study.load("cifar10"), Asked(smoke=True, set=("train.compile=default",), environment=HUB))
+    assert {job.folder.parts[1] for job in graph.jobs.values()} == {"cifar10-smoke"}
+    assert {job.config.seed for job in graph.jobs.values()} == {0}
+    assert all(job.config.train.duration == "4st" and job.config.train.compile == "default"
+               for job in graph.jobs.values())
+    assert graph.jobs["ssl_cka/seed0"].config.teacher.args["path"] == "experiments/cifar10-smoke/ssl_teacher/seed0"
+    last = {name: job.config.files[-1] for name, job in graph.jobs.items() if "ablation" in job.script}
+    assert last.pop("ce_longer/seed0") == "configs/smoke/cpu.yaml", "its length is cut too"
+    assert last and all(file.startswith("configs/ablation/") for file in last.values()), \
+        "train_ablation.py prints what the last file changes"
+    language = Graph(study.load("demo_language"), Asked(smoke=True))
+    model = "experiments/demo_language-smoke/pretrain/seed0"
+    assert language.jobs["baseline/seed0"].config.student.args["model"] == model
+    assert language.jobs["baseline/seed0"].needs == ("architecture/work", "pretrain/seed0")
+
+
+# ------------------------------------------------------------------------------------------- one's own
+
+def test_a_study_may_hold_its_configurations_itself(tmp_path):
+    graph = graph_of(tmp_path, INLINE, seeds=(4,), set=("train.batch_size=32",))
+    assert list(graph.jobs) == ["baseline/seed4", "soft/seed4"]
+    soft = graph.jobs["soft/seed4"]
+    assert list(soft.words[:4]) == ["--base_config", "experiments/mine/configs/base.yaml", "--config",
+                                    "experiments/mine/configs/deltas/soft.yaml"]
+    assert soft.config.objective[0].args["smoothing"] == 0.2 and soft.config.train.batch_size == 32
+    assert soft.script == "src/graft/train_baseline.py"
+    changed = {key for key, _, _ in difference(graph.jobs["baseline/seed4"].config, soft.config)}
+    assert changed == {"objective.ce.smoothing"}
+
+
+def test_seeds_of_teachers_and_conditions(tmp_path):
+    text = GOOD.replace("other: {", "other: {teacher: cnn, seeds: [0, 1], ") + \
+        "seeds: [0, 1, 2]\nteachers: {cnn: {base: configs/base/digits_cnn.yaml, seeds: [0, 1]}}"
+    graph = graph_of(tmp_path, text)
+    assert [name for name in graph.jobs if name.startswith("other")] == ["other/seed0", "other/seed1"]
+    for seed in (0, 1):
+        job = graph.jobs[f"other/seed{seed}"]
+        assert job.needs == (f"cnn/seed{seed}",)
+        assert job.config.teacher.args["path"] == f"experiments/mine/cnn/seed{seed}"
+    assert list(graph_of(tmp_path, text, only=("other",), seeds=(1,)).jobs) == ["cnn/seed1", "other/seed1"]
+
+
+def test_what_is_done_is_told_from_what_is_another_run(tmp_path, monkeypatch):
+    job, other = (graph_of(tmp_path, GOOD, set=words).jobs["baseline/seed0"] for words in ((), ("optim.lr=0.5",)))
+    monkeypatch.chdir(tmp_path)
+    assert runs.state(job).name == "new"
+    checkpoint = job.folder / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+
+    def leave(cfg, state):
+        (checkpoint / "trainer.json").write_text(json.dumps({"config_sha256": cfg.sha256, "config": cfg.identity()}))
+        (job.folder / "status.json").write_text(json.dumps({"state": state}))
+
+    leave(job.config, "done")
+    assert runs.state(job).name == "done"
+    leave(job.config, "preempted")
+    assert runs.state(job).name == "begun"
+    leave(other.config, "done")
+    assert runs.state(job) == runs.State("other", "optim.lr: 0.5 -> 0.006")
+    (checkpoint / "trainer.json").unlink()
+    assert runs.state(job).name == "other", "done, and nothing says of which configuration"
