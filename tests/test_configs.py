@@ -79,8 +79,8 @@ def test_the_grid_is_complete():
     assert found == {
         "distill": {"resnet18", "convnextv2", "adaptive_cnn", "hard_resnet18"},
         "ss_distill": {"dinov2_cka", "dinov2_gram", "dinov2_token", "dinov2_correlation", "ssl_cka", "ssl_token"},
-        "ablation": {"ce_only", "ce_longer", "gram", "cls_only", "random_teacher", "shuffled_features",
-                     "unaligned_views", "as_published"}}
+        "ablation": {"ce_only", "ce_longer", "shuffled_logits", "gram", "cls_only", "random_teacher",
+                     "shuffled_features", "unaligned_views", "as_published"}}
 
 
 def test_every_ablation_lies_over_every_method_it_is_for():

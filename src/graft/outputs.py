@@ -68,7 +68,9 @@ class Outputs:
 
     `features` holds only what was asked for, by name, each `(B, T, D)`: `patch.3` is the token map (or
     the flattened feature map, row by row) after block 3, counted from 0; `cls.3` its class token
-    (for a CNN the spatial mean), T = 1; `patch.final` and `cls.final` come after the final norm.
+    (for a CNN the spatial mean), T = 1; `patch.final` and `cls.final` come after the final norm. `attention.3`
+    (B, T, T) is the attention between the patches in block 3, its rows summing to 1, the mean of the heads;
+    `heads.3` (B, H, T, T) has each of them.
 
     A causal LM's logits over its whole vocabulary are too large to keep: it returns the hidden states at the
     positions that predict answer tokens and the `head` that turns them into logits, piece by piece. Its features
@@ -82,6 +84,12 @@ class Outputs:
     hidden: Tensor | None = None  # (N, D) at scored positions, before `head`
     head: Callable[[Tensor], Tensor] | None = None  # (n, D) -> logits (n, V)
     topk: dict[str, TopK] = field(default_factory=dict)
+
+    def of_neighbours(self) -> "Outputs":
+        """Each image with its neighbour's outputs: of the same kind and scale, but about something else."""
+        other = lambda x: None if x is None else x.roll(1, 0)  # noqa: E731
+        return Outputs(other(self.logits), other(self.distill_logits),
+                       {name: other(value) for name, value in self.features.items()})
 
     def detach(self) -> "Outputs":
         """The same values outside the graph."""

@@ -33,7 +33,7 @@ def main(cfg: Config) -> None:
 
         for batch in run.loop():
             view = augment(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes)
-            loss, values = run.learner(view.inputs, (), None, view.targets, None,
+            loss, values = run.learner(view.inputs, objective.student_features, None, view.targets, None,
                                        objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)

@@ -53,6 +53,7 @@ def main(cfg: Config) -> None:
             if objective.asks_teacher(weights):
                 with run.autocast():
                     seen = teacher(view.inputs, features=objective.teacher_features)
+                    seen = seen.of_neighbours() if cfg.teacher.shuffle else seen  # a negative control
             loss, values = run.learner(view.inputs, objective.student_features, seen, view.targets, None, weights,
                                        window=batch.window, micro_share=batch.micro_share)
             run.step(loss, values)

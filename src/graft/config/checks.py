@@ -92,11 +92,12 @@ def _check_terms(config: Config, need: Need, text: bool) -> None:
         need(not depth or max(term.layers, default=0) < depth, f"{here}.layers",
              f"the student has blocks 0 to {(depth or 1) - 1}, got {term.layers}", "student.depth")
         wants = schema.part_tensors("losses", term.name)
-        wants_teacher = any("teacher" in name for name in wants)
         need(text or "teacher_topk" not in wants or not term.used, f"{here}.name",
              f"{term.name} is for language models, task {config.task.name} is of images; use kd", "task.name")
-        need(not (wants_teacher and term.used) or config.teacher.name != "none", f"{here}.name",
+        need(not (term.wants_teacher and term.used) or config.teacher.name != "none", f"{here}.name",
              f"{term.name} needs a teacher; teacher.name is none", "teacher.name")
+        need("student_attention" not in wants or bool(term.layers) or not term.used, f"{here}.layers",
+             f"{term.name} needs the blocks whose attention it is about, such as [0, 1, 2]; got none")
         args = term.args
         need(term.name != "topk" or "mse" in args["form"] or args["tail"] != "bucket" or args["tau"] == 1,
              f"{here}.tail", f"bucket needs tau 1, the temperature of the teacher's logsumexp, got {args.get('tau')}; "
@@ -115,9 +116,9 @@ def _check_views(config: Config, need: Need) -> None:
     need(not (aligned and "cutmix" in mixes and whole), "teacher.view",
          f"aligned is undefined for {', '.join(whole)} under cutmix, where an image is two images; use view: augmented",
          "augment", "objective")
-    need(config.method != "distill" or (teacher.view == "augmented" and not teacher.shuffle), "teacher.view",
-         "train_distill shows the teacher the student's image; aligned, unaligned and shuffle belong to "
-         "method: ss_distill", "method", "teacher.shuffle")
+    need(config.method != "distill" or teacher.view == "augmented", "teacher.view",
+         "train_distill shows the teacher the student's image; aligned and unaligned belong to method: ss_distill",
+         "method")
 
 
 def _check_text(config: Config, need: Need) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from graft.config.schema import Field, amount, dataclass_fields, part_constant, part_fields
+from graft.config.schema import Field, amount, dataclass_fields, part_constant, part_fields, part_tensors
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Term(Part):
     def used(self) -> bool:
         """Whether the term ever counts; one that never does is not built at all."""
         return max(self.weight, self.weight_end, self.before if amount(self.warmup)[0] else 0.0) > 0
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether it looks at the teacher; a term with a `target` of its own does not."""
+        return (any("teacher" in tensor for tensor in part_tensors("losses", self.name))
+                and self.args.get("target", "teacher") == "teacher")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A timm model, or one with timm's methods, behind the contract of students and teachers."""
 
 import inspect
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from graft.errors import UserError
 from graft.outputs import Outputs, grid_of
+from graft.students._attention import Watch
 
 FINAL = -1
+HEADS = "heads"  # every head's attention between patches, (B, H, T, T)
+MAPS = (HEADS, "attention")  # attention: the mean of the heads, (B, T, T)
 
 
 class Backbone(nn.Module):
@@ -44,35 +48,49 @@ class Backbone(nn.Module):
         layers = {**{str(i): i for i in range(self.depth)}, "final": FINAL}
         self._layer_of = {f"{kind}.{name}": (kind, layer)
                           for kind in ("patch", "cls") for name, layer in layers.items()}
+        self._watch = Watch(model)
+        self._maps = {f"{kind}.{layer}": (kind, layer)
+                      for kind in MAPS for layer in range(len(self._watch) if pool == 1 else 0)}
         self._shape_of = self._measure(image_size)
         self.grid = self.grid_of_feature("patch.final")
 
     def forward(self, images: Tensor, features: Sequence[str] = ()) -> Outputs:
         """Logits and the features asked for, from one pass. Raises UserError for a feature that does not exist."""
-        wanted = {name: self._find(name) for name in features}
+        maps = {name: self._maps[name] for name in features if name in self._maps}
+        wanted = {name: self._find(name) for name in features if name not in maps}
+        self._watch.choose({layer for _, layer in maps.values()})
         # The last block always: timm cannot be asked for none, and some models stop at the last one asked for.
         layers = sorted({layer for _, layer in wanted.values()} - {FINAL} | {self.depth - 1})
         final, blocks = self.model.forward_intermediates(
             self._prepare(images), indices=[self._first + layer for layer in layers], **self._options)
         logits = self.model.forward_head(final) if self.num_classes else None
         logits, distill_logits = logits if isinstance(logits, tuple) else (logits, logits)
-        taken = dict(zip(layers, blocks, strict=True))
+        taken, seen = dict(zip(layers, blocks, strict=True)), self._watch.take(self.num_prefix_tokens)
         return Outputs(logits, distill_logits, {
-            name: self._final(final, kind) if layer == FINAL else self._block(taken[layer], kind)
-            for name, (kind, layer) in wanted.items()})
+            **{name: self._final(final, kind) if layer == FINAL else self._block(taken[layer], kind)
+               for name, (kind, layer) in wanted.items()},
+            **{name: seen[layer] if kind == HEADS else seen[layer].mean(1) for name, (kind, layer) in maps.items()}})
 
     def feature_dim(self, name: str) -> int:
         """Channels D of a feature `(B, T, D)`."""
+        if name in self._maps:
+            return math.prod(self.grid_of_feature(name))
         self._find(name)
         return self._shape_of[name][1]
 
     def grid_of_feature(self, name: str) -> tuple[int, int]:
         """(height, width) of a feature's tokens for images of the task's size; (1, 1) for `cls.*`."""
+        if name in self._maps:
+            return self._shape_of[f"patch.{self._maps[name][1]}"][0]
         self._find(name)
         return self._shape_of[name][0]
 
     def _find(self, name: str) -> tuple[str, int]:
         if name not in self._layer_of:
+            if name.split(".")[0] in MAPS:
+                raise UserError(f"feature {name!r} does not exist; " + (
+                    f"this model has attention in blocks 0 to {len(self._maps) // len(MAPS) - 1}" if self._maps else
+                    "this model has no attention maps of its patches"))
             last = self.depth - 1
             raise UserError(f"feature {name!r} does not exist; this model has patch.0 to patch.{last}, patch.final, "
                             f"cls.0 to cls.{last} and cls.final")

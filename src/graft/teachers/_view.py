@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from graft.augment import to_float
 from graft.augment._warp import move_tokens
 from graft.config.options import Config
-from graft.errors import UserError
 from graft.outputs import Batch, Outputs, View
 from graft.tasks._task import Task
 from graft.teachers._cache import TeacherCache
@@ -31,8 +30,6 @@ class TeacherView:
         if cfg.teacher.view != "augmented" and cfg.teacher.cache == "auto" and not cfg.dry_run:
             self.cache = TeacherCache(self.teacher, cfg.teacher, task, "train", self.features, run.device,
                                       autocast=run.autocast)
-        if cfg.teacher.shuffle and run.micro_size < 2:
-            raise UserError("teacher.shuffle: needs at least 2 images in a micro-batch")
 
     @torch.no_grad()
     def __call__(self, batch: Batch, view: View) -> tuple[Outputs, Tensor | None]:
@@ -47,13 +44,16 @@ class TeacherView:
                 out = self.teacher(to_float(batch.inputs), features=self.features)
         maps = {name: pool_tokens(tokens, self.grid) if name.startswith("patch") else tokens
                 for name, tokens in out.features.items()}
-        logits, visible = out.logits, None
+        seen, visible = Outputs(out.logits, out.logits, maps), None
         if self.config.shuffle:
-            # Each image gets its neighbour's outputs, of the same kind and scale but about something else.
-            maps = {name: tokens.roll(1, 0) for name, tokens in maps.items()}
-            logits = logits if logits is None else logits.roll(1, 0)
+            seen = seen.of_neighbours()
+        maps = seen.features
         if self.moves:
-            for name in [name for name in maps if name.startswith("patch")]:
-                maps[name], visible = move_tokens(maps[name], view.matrix, view.visible, self.grid,
-                                                  (self.task.size, self.task.size))
-        return Outputs(logits, logits, maps), visible
+            for name in [name for name in maps if name.startswith(("patch", "attention"))]:
+                maps[name], visible = self._moved(maps[name], view)
+                if name.startswith("attention"):  # its columns are places too
+                    maps[name] = self._moved(maps[name].mT, view)[0].mT
+        return seen, visible
+
+    def _moved(self, tokens: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        return move_tokens(tokens, view.matrix, view.visible, self.grid, (self.task.size, self.task.size))

@@ -22,6 +22,9 @@ def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
     if train.batch_size % (world * train.accumulate):
         raise UserError(f"train.batch_size: {train.batch_size} {task.unit} do not divide into {world} processes × "
                         f"train.accumulate {train.accumulate}")
+    if config.teacher.shuffle and train.batch_size < 2 * world * train.accumulate:
+        raise UserError("teacher.shuffle: needs at least 2 images in a micro-batch, which has train.batch_size / "
+                        f"(processes × train.accumulate) = {train.batch_size // (world * train.accumulate)}")
     if to_steps(config.optim.warmup, steps_per_epoch, total_steps) >= total_steps:
         raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {total_steps} steps of the run")
     if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):

@@ -50,7 +50,7 @@ class Objective(nn.Module):
                 raise UserError(f"{where}: needs a teacher that gives its largest logits, such as context_lm")
             if "teacher_topk" in tensors and position_of(term) not in teacher.positions:
                 raise UserError(f"{where}: the teacher's cache has no logits for position {term.args['position']}")
-            pairs = pairs_of(term) if "student_tokens" in tensors else ()
+            pairs = pairs_of(term) if {"student_tokens", "student_attention"} & set(tensors) else ()
             built.append(Built(name, term, tensors, pairs))
             projectors = [self._pair(f"{where}, {s} with {t}", name, term, (s, t), student, teacher, seed)
                           for s, t in pairs]
@@ -62,9 +62,12 @@ class Objective(nn.Module):
               teacher: nn.Module, seed: int) -> nn.Module | None:
         """Check one layer of a term and make its projector."""
         try:
-            both = list(zip((student, teacher), pair))
+            both = [(model, feature) for model, feature in zip((student, teacher), pair) if feature]
             widths = [model.feature_dim(feature) for model, feature in both]
             tokens = 1
+            if "student_attention" in schema.part_tensors("losses", term.name):
+                self._check_maps([tuple(model.grid_of_feature(feature)) for model, feature in both])
+                return None
             if term.tokens == "patch":
                 self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths)
                 tokens = math.prod(self.student_grid)
@@ -89,6 +92,16 @@ class Objective(nn.Module):
             raise UserError(f"the teacher's token grid must be the student's times an integer, got teacher "
                             f"{theirs[0]}x{theirs[1]} of width {widths[1]}, student {ours[0]}x{ours[1]} "
                             f"of width {widths[0]}")
+        self._keep_grid(ours)
+
+    def _check_maps(self, grids: list[Grid]) -> None:
+        """Attention over patches is compared place by place: nothing can be pooled."""
+        if len(set(grids)) > 1:
+            raise UserError(f"the teacher attends over {grids[1][0]}x{grids[1][1]} patches, the student over "
+                            f"{grids[0][0]}x{grids[0][1]}")
+        self._keep_grid(grids[0])
+
+    def _keep_grid(self, ours: Grid) -> None:
         if self.student_grid not in (None, ours):
             raise UserError(f"all terms must compare patches at one grid of the student, got {ours[0]}x{ours[1]} "
                             f"after {self.student_grid[0]}x{self.student_grid[1]}")
@@ -104,7 +117,7 @@ class Objective(nn.Module):
     def teacher_features(self) -> tuple[str, ...]:
         """Names of the features, or the positions of a language model, that the teacher must return."""
         positions = [built.position for built in self.terms if "teacher_topk" in built.tensors]
-        return tuple(dict.fromkeys([t for built in self.terms for _, t in built.pairs] + positions))
+        return tuple(dict.fromkeys([t for built in self.terms for _, t in built.pairs if t] + positions))
 
     @property
     def needs_geometry(self) -> bool:
@@ -124,8 +137,7 @@ class Objective(nn.Module):
 
     def asks_teacher(self, weights: list[float]) -> bool:
         """Whether any term of a weight above 0 looks at the teacher, so that it has to say something at this step."""
-        return any(weight and any("teacher" in name for name in built.tensors)
-                   for built, weight in zip(self.terms, weights))
+        return any(weight and built.term.wants_teacher for built, weight in zip(self.terms, weights))
 
     def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor, visible: Tensor | None,
                 weights: list[float], *, window: float, micro_share: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,7 +155,8 @@ class Objective(nn.Module):
                  "teacher_logits": teacher.logits if teacher is not None else None}
 
         def layers(built: Built) -> list[dict[str, Any]]:
-            return [known | self._tokens(built, layer, student, teacher, visible)
+            take = self._maps if "student_attention" in built.tensors else self._tokens
+            return [known | take(built, layer, student, teacher, visible)
                     for layer in range(len(built.pairs))] or [known]
 
         return self._sum(weights, layers, student.logits, window, micro_share)
@@ -196,6 +209,14 @@ class Objective(nn.Module):
             return [{"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}]
 
         return self._sum(weights, layers, states["rows"], window, micro_share=1.0)  # every term is per position
+
+    def _maps(self, built: Built, layer: int, student: Outputs, teacher: Outputs | None,
+              visible: Tensor | None) -> dict[str, Any]:
+        """The attention of one layer of a term; what is visible matters only beside a teacher."""
+        ours, theirs = built.pairs[layer]
+        return {"student_attention": student.features[ours],
+                "teacher_attention": teacher.features[theirs] if theirs else None,
+                "visible": visible if theirs else None}
 
     def _tokens(self, built: Built, layer: int, student: Outputs, teacher: Outputs,
                 visible: Tensor | None) -> dict[str, Any]:

@@ -24,13 +24,15 @@ class Built:
 
 def needs_teacher(terms: tuple[Term, ...]) -> bool:
     """Whether any term that is ever used looks at the teacher."""
-    return any("teacher" in tensor
-               for term in terms if term.used for tensor in schema.part_tensors("losses", term.name))
+    return any(term.used and term.wants_teacher for term in terms)
 
 
 def pairs_of(term: Term) -> tuple[tuple[str, str], ...]:
-    """(student feature, teacher feature) of each layer that the term compares."""
+    """(student feature, teacher feature) of each layer that the term compares; "" where no teacher is looked at."""
     ours = term.layers or ["final"]
+    if "student_attention" in schema.part_tensors("losses", term.name):
+        return tuple((f"heads.{s}", f"attention.{t}" if term.wants_teacher else "")
+                     for s, t in zip(ours, term.teacher_layers or ours))
     return tuple((f"{term.tokens}.{s}", f"{term.tokens}.{t}") for s, t in zip(ours, term.teacher_layers or ours))
 
 

@@ -1,0 +1,58 @@
+"""Attention maps out of timm's vision transformers, with their gradients, from the blocks that are asked for."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Watch:
+    """Turns blocks of `model` to attention written out, and hands over their maps; the others keep the fused kernel.
+
+    timm's unfused path sends the attention matrix (B, H, N, N) through the block's dropout, so that is where a
+    watched block keeps it. No parameter is added, so weights load as before.
+    """
+
+    def __init__(self, model: nn.Module):
+        blocks = getattr(model, "blocks", ())
+        attentions = [getattr(block, "attn", None) for block in blocks]
+        self.attentions = attentions if all(isinstance(getattr(one, "attn_drop", None), nn.Module)
+                                            and hasattr(one, "fused_attn") for one in attentions) else []
+        self.layers: tuple[int, ...] = ()
+        self._fused = {layer: one.fused_attn for layer, one in enumerate(self.attentions)}
+
+    def __len__(self) -> int:
+        """Blocks that can be watched."""
+        return len(self.attentions)
+
+    def choose(self, layers: Sequence[int]) -> None:
+        """Watch these blocks from now on, and no others."""
+        layers = tuple(sorted(layers))
+        for layer in set(self.layers) - set(layers):
+            one = self.attentions[layer]
+            one.attn_drop, one.fused_attn = one.attn_drop.dropout, self._fused[layer]
+        for layer in set(layers) - set(self.layers):
+            one = self.attentions[layer]
+            one.attn_drop, one.fused_attn = _Keep(one.attn_drop), False
+        self.layers = layers
+
+    def take(self, prefix: int) -> dict[int, Tensor]:
+        """The maps of the last pass by block: (B, H, T, T), rows over the T patches alone; they are let go of here."""
+        maps = {layer: self.attentions[layer].attn_drop.take() for layer in self.layers}
+        patches = {layer: whole[:, :, prefix:, prefix:].float() for layer, whole in maps.items()}
+        return {layer: rows / rows.sum(-1, keepdim=True) for layer, rows in patches.items()}
+
+
+class _Keep(nn.Module):
+    """Dropout that remembers what it was given."""
+
+    def __init__(self, dropout: nn.Module):
+        super().__init__()
+        self.dropout, self.seen = dropout, None
+
+    def forward(self, attention: Tensor) -> Tensor:
+        self.seen = attention
+        return self.dropout(attention)
+
+    def take(self) -> Tensor:
+        seen, self.seen = self.seen, None
+        return seen
