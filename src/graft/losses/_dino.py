@@ -28,7 +28,8 @@ def dino_loss(student_logits: Tensor, teacher_logits: Tensor, center: Tensor,
 class DinoHead(nn.Module):
     """Three-layer MLP with GELU, L2-normalised bottleneck, last layer with rows of unit length and no gain.
 
-    (…, dim) -> (…, prototypes): cosines, in [-1, 1].
+    (…, dim) -> (…, prototypes): cosines, in [-1, 1], in fp32: at a temperature of 0.04 a cosine in bf16 would be
+    off by 0.1 nat.
     """
 
     def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int):
@@ -44,4 +45,9 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes.weight, dim=-1))
+        return _cosines(self.mlp(x), self.prototypes.weight)
+
+
+@fp32
+def _cosines(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(F.normalize(x, dim=-1), F.normalize(weight, dim=-1))

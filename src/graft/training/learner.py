@@ -32,3 +32,13 @@ class Learner(nn.Module):
     def lend(self, function: Callable[..., Any], *given: Any) -> Any:
         """`function(*given)`, which may call the student alone: its weights are at hand, also where FSDP has parts."""
         return function(*given)
+
+
+def synchronised(student: nn.Module) -> nn.Module:
+    """The student with BatchNorm's statistics over all processes: otherwise they, and so the condition, would depend
+    on the number of GPUs.
+
+    torch's own conversion would replace timm's fused norm + activation layers by the norm alone.
+    """
+    from timm.layers import convert_sync_batchnorm  # language models do without timm
+    return convert_sync_batchnorm(student)

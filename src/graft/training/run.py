@@ -28,7 +28,7 @@ from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.batches import micro_batches, plan
-from graft.training.learner import Learner
+from graft.training.learner import Learner, synchronised
 from graft.training.optim import Average, build_optimizer, lr_at
 from graft.training.progress import Progress
 from graft.training.record import Record
@@ -130,9 +130,8 @@ class Run:
         self.micro_size = train.batch_size // (self.place.world * train.accumulate)
         for split in task.splits.values():
             split.to(self.device, train.workers)
-        if self.place.world > 1 and self.device.type == "cuda":
-            # Otherwise a CNN's statistics, and so the condition, would depend on the number of GPUs.
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        if self.place.world > 1 and self.device.type == "cuda" and not config.reads_text:
+            student = synchronised(student)
         if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective

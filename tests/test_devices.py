@@ -1,0 +1,85 @@
+"""What GPUs and several processes change, as far as a CPU can show it: BatchNorm over processes, precision."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graft.losses._dino import DinoHead
+from graft.losses._tokens import fp32
+from graft.training.learner import synchronised
+from small_lm import batch, student, task
+
+
+@pytest.mark.parametrize("arch", ["efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "resnetv2_50",
+                                  "densenet121"])
+def test_batchnorm_over_processes_keeps_the_activations_fused_into_it(arch):
+    torch.manual_seed(0)
+    model, images = timm.create_model(arch, num_classes=4).eval(), torch.rand(2, 3, 32, 32)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # a mean and a spread that matter
+            nn.init.normal_(layer.bias, std=0.5)
+            layer.running_mean.normal_(std=0.1)
+    kinds = sorted(type(layer).__name__ for layer in model.modules())
+    with torch.no_grad():
+        before = model(images)
+        after = synchronised(model)(images)
+    names = {"BatchNorm2d": "SyncBatchNorm", "BatchNormAct2d": "SyncBatchNormAct"}
+    assert sorted(type(layer).__name__ for layer in model.modules()) == sorted(names.get(kind, kind) for kind in kinds)
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules())
+    assert torch.equal(before, after)
+
+
+def test_no_loss_computes_in_tf32():
+    matmul, seen = torch.backends.cuda.matmul, []
+
+    @fp32
+    def loss(x):
+        seen.append(matmul.allow_tf32)
+        if x.sum() < 0:
+            raise ValueError
+        return x @ x.mT
+
+    try:
+        matmul.allow_tf32 = True
+        loss(torch.ones(2, 3))
+        with pytest.raises(ValueError):
+            loss(-torch.ones(2, 3))
+        assert seen == [False, False] and matmul.allow_tf32, "as the run set it outside, after an error too"
+    finally:
+        matmul.allow_tf32 = False
+
+
+def test_prototype_cosines_are_fp32_under_autocast():
+    torch.manual_seed(0)
+    head, x = DinoHead(16, 8, 16, 8), torch.randn(5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        bottleneck, cosines = head.mlp(x), head(x)
+    wanted = F.normalize(bottleneck.float(), dim=-1) @ F.normalize(head.prototypes.weight, dim=-1).T
+    assert bottleneck.dtype == torch.bfloat16 and cosines.dtype == torch.float32
+    torch.testing.assert_close(cosines, wanted)
+
+
+@pytest.mark.parametrize("args", [{"dtype": "bf16"}, {"lora": False}, {"lora": False, "family": "llama"}])
+def test_logits_of_bf16_factors_are_fp32_with_the_gradient_of_the_plain_product(args):
+    """The head's weight takes part where it is trained; tied (qwen3) and of its own (llama)."""
+    args = dict(args)
+    family = args.pop("family", "qwen3")
+    about = task(family)
+    model = student(about, family, **args)
+    tokens, _ = batch(about, 3, 17)
+    output = model.model.get_output_embeddings()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(tokens).hidden.detach().requires_grad_()
+        logits = model.head(hidden)
+    half, weight = hidden.bfloat16().float(), output.weight.bfloat16().float()
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, half @ weight.T)
+    assert (logits - logits.bfloat16().float()).abs().max() > 1e-3, "bf16 has lost something here"
+    logits.square().sum().backward()
+    gradient, weight = 2 * logits.detach(), weight.detach()
+    for found, wanted in ((hidden.grad, gradient @ weight), (output.weight.grad, gradient.T @ half.detach())):
+        if found is not None:
+            torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
+    assert (output.weight.grad is not None) == output.weight.requires_grad
