@@ -85,7 +85,7 @@ class Evaluator:
         if run.config.teacher.name == "none":
             return None
         try:
-            teacher = rebuild.teacher(run.config, task, self.task.allow_other).to(self.device)
+            teacher = rebuild.teacher(run, task, self.task.allow_other).to(self.device)
         except UserError as error:
             tqdm.write(f"note: {run.folder}: no agreement with the teacher: {error}")
             return None

@@ -14,6 +14,7 @@ from scipy import stats
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures
+from graft.runtime import checkpoint
 from graft.training import journal
 
 BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
@@ -29,13 +30,17 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return pd.DataFrame(merged.values())
 
 
+def logs(condition: Path) -> list[Path]:
+    """The metrics.jsonl of each seed of a condition."""
+    return [run / "metrics.jsonl" for run in checkpoint.seeds(condition) if (run / "metrics.jsonl").is_file()]
+
+
 def curves(base_dir: Path, condition: str) -> pd.DataFrame:
     """Mean, range and 95% t-interval of each key over the seeds, at the steps that all seeds have.
 
     There is no interval with one seed and where all are equal; that of a share stays within 0 and 1.
     """
-    seeds = [read_metrics(path).set_index("step").select_dtypes("number")
-             for path in sorted(base_dir.glob(f"{condition}/seed*/metrics.jsonl"))]
+    seeds = [read_metrics(path).set_index("step").select_dtypes("number") for path in logs(base_dir / condition)]
     tidy = pd.concat([frame.melt(ignore_index=False, var_name="key").dropna().reset_index() for frame in seeds])
     found = tidy.groupby(["key", "step"], sort=True)["value"].agg(["mean", "min", "max", "sem", "count"]).reset_index()
     found = found[found["count"] == len(seeds)].rename(columns={"count": "seeds"})
@@ -78,7 +83,7 @@ def main() -> None:
     parser.add_argument("--band", choices=list(BANDS), default="range", help="around the mean over seeds: lowest and "
                         "highest of them (default), or the 95%% t-interval")
     args = parser.parse_args()
-    present = sorted({path.parents[1].name for path in args.base_dir.glob("*/seed*/metrics.jsonl")})
+    present = sorted(path.name for path in args.base_dir.glob("*") if path.is_dir() and logs(path))
     conditions = figures.choose(args.conditions, present, str(args.base_dir), args.allow_missing)
     table = pd.concat([curves(args.base_dir, name) for name in conditions], ignore_index=True)
     logged = list(dict.fromkeys(table["key"]))

@@ -1,6 +1,8 @@
 """Scoring runs: every example once, only what is missing again, comparisons only where they are fair."""
 
+import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 
 import eval_checkpoints
+import gen_curves_fig
 from graft.config import parts
 from graft.errors import UserError
+from graft.evaluation import rebuild
 from graft.evaluation.scoring import score
 from graft.reporting import results
 from small import ROOT, environment, run_main, tiny
@@ -67,6 +71,47 @@ def test_only_what_is_missing_is_scored_again(study, monkeypatch):
     monkeypatch.setattr(eval_checkpoints, "score", lambda *args: scored.append(args) or score(*args))
     second = evaluate(study, monkeypatch)
     assert len(scored) == 1 and first == second
+
+
+def test_a_kept_score_that_disagrees_with_its_rows_is_made_again(study, monkeypatch, capsys):
+    scorer = eval_checkpoints.Scorer(argparse.Namespace(
+        base_dir=study, weights="auto", splits=["test"], task_root="", allow_other_data=False))
+    first, scored = scorer.score("smoothed", study / "smoothed/seed1"), []
+    kept = study / "smoothed/seed1/eval/test-10.json"
+    text = kept.read_text()
+    monkeypatch.setattr(eval_checkpoints, "score", lambda *args: scored.append(args) or score(*args))
+    entry = json.loads(text)
+    entry["metrics"]["accuracy"]["value"] += 0.01
+    kept.write_text(json.dumps(entry))
+    assert scorer.score("smoothed", study / "smoothed/seed1") == first and kept.read_text() == text and not scored
+    assert "test-10.json: disagrees with its rows; judged again from them" in capsys.readouterr().out
+    for damaged in (text[:100], "[]", json.dumps({**json.loads(text), "data_fingerprint": "another"}),
+                    json.dumps({**json.loads(text), "checkpoint_sha256": "another"})):
+        kept.write_text(damaged)
+        assert scorer.score("smoothed", study / "smoothed/seed1") == first and scored.pop() and not scored
+    kept.with_suffix(".parquet").write_bytes(b"PAR1")
+    assert scorer.score("smoothed", study / "smoothed/seed1") == first and scored.pop() and kept.read_text() == text
+
+
+def test_a_folder_that_was_set_aside_is_no_seed(study):
+    """Nor is it a second run of the seed that its checkpoint names, or another line of its curves."""
+    before = rebuild.runs_of(study, "baseline"), gen_curves_fig.logs(study / "baseline")
+    shutil.copytree(study / "baseline/seed0", study / "baseline/seed0_old")
+    assert (rebuild.runs_of(study, "baseline"), gen_curves_fig.logs(study / "baseline")) == before
+    assert [run.name for run in before[0]] == ["seed0", "seed1"] == [log.parent.name for log in before[1]]
+    shutil.rmtree(study / "baseline/seed0_old")
+
+
+def test_a_reference_that_was_trained_on_fewer_images_stands_beside_the_others(study, monkeypatch, capsys):
+    run_main(tiny(study / "few", "train.duration=4st", "task.subset=64"))
+    found = evaluate(study, monkeypatch, "--conditions", "baseline", "--references", "few")
+    few, baseline = (found["conditions"][name]["runs"][-1] for name in ("few", "baseline"))
+    assert few["data_fingerprint"] == baseline["data_fingerprint"] == found["data"]["fingerprints"]["test"]
+    assert few["train_fingerprint"] != baseline["train_fingerprint"] == found["data"]["fingerprints"]["train"]
+    assert "note: few was trained on other items than baseline" in capsys.readouterr().out
+    run_main(tiny(study / "other", "train.duration=4st", "task.split_seed=3"))
+    with pytest.raises(UserError, match=r"other/seed0/eval/val-4\.parquet: scored on data"):
+        evaluate(study, monkeypatch, "--conditions", "baseline", "other")
 
 
 def test_a_missing_condition_is_named(study, monkeypatch):

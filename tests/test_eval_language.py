@@ -258,6 +258,31 @@ def test_another_setting_is_scored_again(study, monkeypatch, oracle):
     assert len(oracle) - count == 2 * 12 + 11
 
 
+def test_changed_questions_or_template_are_refused(place, study, tmp_path, monkeypatch, oracle):
+    """The same folder and configuration; validation would hold what was trained on, or the prompts be others."""
+    for split in ("train", "test"):
+        shutil.copy(place / f"{split}.jsonl", tmp_path)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[::-1]))
+    moved = ("--task_root", str(tmp_path))
+    with pytest.raises(UserError, match=r"baseline/seed0: was trained on other data \(val data of 12 items"):
+        evaluate(study, monkeypatch, *moved)
+    assert not oracle
+    found = evaluate(study, monkeypatch, *moved, "--splits", "test")  # these are what they were
+    assert {run["split"] for run in found["conditions"]["baseline"]["runs"]} == {"test"}
+    template = place / "model/chat_template.jinja"
+    text = template.read_text()
+    template.write_text(text.replace("assistant\\n", "assistant \\n", 1))
+    try:
+        with pytest.raises(UserError, match=r"was trained on other data \(template \w{40}, now \w{40}\)"):
+            evaluate(study, monkeypatch)
+        found = evaluate(study, monkeypatch, "--allow_other_data")
+    finally:
+        template.write_text(text)
+    run = found["conditions"]["baseline"]["runs"][0]
+    assert len(run["other_data"]) == 1 and run["other_data"][0].startswith("template")
+
+
 def test_a_damaged_checkpoint_is_not_scored(study, monkeypatch, oracle):
     fresh(study)
     file = study / "distill/seed1/checkpoint-20/model.safetensors"

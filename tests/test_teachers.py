@@ -138,6 +138,27 @@ def test_run_teacher_of_other_classes_or_architecture_is_refused(tmp_path, monke
         teacher("run", a_task(), path=str(folder))
 
 
+def test_run_teacher_may_have_seen_fewer_images_but_no_test_image(tmp_path):
+    folder, _ = a_run(tmp_path / "seed0", trained_on := a_task())
+
+    def taught(**changes):
+        return teacher("run", replace(trained_on, **changes), path=str(folder))
+
+    for split, fine in {"train": True, "val": False, "test": False}.items():
+        other = {**trained_on.fingerprints, split: "other"}
+        if fine:
+            taught(fingerprints=other)
+            continue
+        with pytest.raises(UserError, match=rf"seed0: was trained on other data \({split} data of 12 items.* "
+                                            r"teacher\.other_data: true allows it"):
+            taught(fingerprints=other)
+        teacher("run", replace(trained_on, fingerprints=other), path=str(folder), other_data=True)
+    with pytest.raises(UserError, match=r"class names 10 \(class 0 as number 1\), now 10 \(class 9 as number 1\)"):
+        taught(classes=trained_on.classes[::-1])
+    (folder.parent / "seed0_old").mkdir()
+    teacher("run", trained_on, path=str(folder.parent))
+
+
 def test_self_supervised_run_has_no_classifier_and_may_know_other_classes(tmp_path):
     folder, model = a_run(tmp_path / "ssl", a_task(classes=100), method="ssl_teacher")
     frozen = teacher("run", a_task(), path=str(folder), weights="last")

@@ -42,7 +42,7 @@ def main(cfg: Config) -> None:
         objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())
-        run.start(task, student, objective)
+        run.start(task, student, objective, teacher=teacher)
         for note in getattr(teacher, "notes", ()):
             run.print(note)
 

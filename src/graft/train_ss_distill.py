@@ -37,7 +37,7 @@ def main(cfg: Config) -> None:
         objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())
-        run.start(task, student, objective)
+        run.start(task, student, objective, teacher=teacher)
         look = TeacherView(teacher, cfg, task, objective, run) if teacher else None
 
         for batch in run.loop():

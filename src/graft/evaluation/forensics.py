@@ -42,6 +42,7 @@ class Runs:
         self.settings, self.weights = settings, weights
         self.task = rebuild.Tasks(settings.device, settings.task_root, settings.allow_other_data)
         self.teachers: dict[str, nn.Module] = {}
+        self.seen: dict[str, rebuild.Trained] = {}  # the first run with each teacher
 
     def student(self, run_dir: Path) -> tuple[Config, nn.Module, dict[str, Any]]:
         """A finished run's configuration, student and checkpoint facts.
@@ -51,6 +52,7 @@ class Runs:
         run = rebuild.trained(run_dir)
         rebuild.refuse_text(run.config, run_dir)
         _, different = self.task.of(run, [self.settings.split])
+        self.seen.setdefault(_teacher_key(run.config), run)
         student, info = rebuild.student(run, self.weights)
         return run.config, student.to(self.settings.device), {**info, "other_data": different[self.settings.split]}
 
@@ -61,12 +63,12 @@ class Runs:
             return rebuild.architecture(cfg.student, self.task(cfg)).to(self.settings.device)
 
     def teacher(self, cfg: Config) -> nn.Module | None:
-        """The run's teacher, if it has one."""
+        """The teacher of a run that `student` has rebuilt, if it has one."""
         if cfg.teacher.name == "none":
             return None
-        key = json.dumps([cfg.teacher.name, cfg.teacher.args, cfg.task.name, cfg.task.args], sort_keys=True)
+        key = _teacher_key(cfg)
         if key not in self.teachers:
-            found = rebuild.teacher(cfg, self.task(cfg), self.settings.allow_other_data)
+            found = rebuild.teacher(self.seen[key], self.task(cfg), self.settings.allow_other_data)
             self.teachers[key] = found.to(self.settings.device)
         return self.teachers[key]
 
@@ -80,6 +82,10 @@ class Runs:
         split = self.task(cfg).splits[self.settings.split]
         images, labels = next(split.batches([_images.fixed_index(split, count)]))
         return images, labels
+
+
+def _teacher_key(cfg: Config) -> str:
+    return json.dumps([cfg.teacher.name, cfg.teacher.args, cfg.task.name, cfg.task.args], sort_keys=True)
 
 
 def look(runs: Runs, cfg: Config, student: nn.Module) -> tuple[dict[str, Any], attention.Heads]:

@@ -80,11 +80,12 @@ class Scorer:
         if self.engine[0] != source:
             self.engine = ({}, None)  # free the old one first
             self.base = _language.identity(source.model, source.revision)
-            folders = self.options.base_dir.glob("*/seed*/checkpoint-*")
+            runs = [run for path in self.options.base_dir.iterdir() for run in checkpoint.seeds(path)]
+            folders = [checkpoint.path_of(run, step) for run in runs for step in checkpoint.steps(run)]
             self.engine = (source, engines.engine(
                 self.options.engine, source, batch_size=self.options.batch_size or cfg.evaluate.batch_size,
                 device=self.accelerator.device, tensor_parallel=self.options.tensor_parallel,
-                adapters=list(folders), processes=self.accelerator.num_processes))
+                adapters=folders, processes=self.accelerator.num_processes))
         return self.engine[1]
 
 

@@ -5,7 +5,6 @@ Nothing beside the checkpoint is believed: `config.yaml` is a copy for people.
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,10 @@ from graft import config
 from graft.config import parts
 from graft.config.options import Config, Part
 from graft.errors import UserError
-from graft.runtime import checkpoint, identity
+from graft.runtime import checkpoint, digests, identity
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 
-SEED = re.compile(r"seed(\d+)")
 FIXED = ("channels", "size")  # a student is built for them
 
 
@@ -34,6 +32,7 @@ class Trained:
     folder: Path
     config: Config
     data: dict[str, Any]
+    teacher: str  # digest of its teacher's weights; empty without one
 
     @property
     def task(self) -> Task:
@@ -53,19 +52,18 @@ def trained(run_dir: Path) -> Trained:
     info = checkpoint.info_of(path)
     data = identity.of_checkpoint(path, info)
     cfg = config.restored(info["config"], f"{path}/trainer.json", output_dir=str(run_dir.parent))
-    return Trained(run_dir, cfg, data)
+    return Trained(run_dir, cfg, data, info.get("teacher", ""))
 
 
 def runs_of(base_dir: Path, condition: str) -> list[Path]:
     """The run folders of a condition by seed, `seed<k>` and no other. Raises UserError if there are none."""
     def there(name: str) -> list[Path]:
-        folders = [path for path in (base_dir / name).glob("seed*") if SEED.fullmatch(path.name)]
-        return [path for path in folders if checkpoint.is_run(path)]
+        return [path for path in checkpoint.seeds(base_dir / name) if checkpoint.is_run(path)]
 
     if not (found := there(condition)):
         have = [path.name for path in sorted(base_dir.glob("*")) if path.is_dir() and there(path.name)]
         raise UserError(f"{base_dir}/{condition}: no finished run; conditions there: {', '.join(have) or 'none'}")
-    return sorted(found, key=lambda path: int(path.name[4:]))
+    return found
 
 
 class Tasks:
@@ -97,7 +95,7 @@ class Tasks:
         found = {split: identity.differences(run.data, task.about, [split]) for split in splits}
         different = list(dict.fromkeys(text for texts in found.values() for text in texts))
         impossible = [name for name in FIXED if run.data.get(name) != task.about.get(name)]
-        impossible += ["the number of classes"] * (len(run.data.get("classes", ())) != len(task.classes))
+        impossible += ["number of classes"] * (len(run.data.get("classes", ())) != len(task.classes))
         if different and (impossible or not self.allow_other):
             advice = f"its student cannot read data with another {impossible[0]}" if impossible else \
                 "what is scored may have been trained on; --allow_other_data scores it all the same and says so"
@@ -149,10 +147,15 @@ def classifier(run: Trained, weights: str, device: torch.device) -> tuple[nn.Mod
     return module.to(device), info
 
 
-def teacher(cfg: Config, task: Task, allow_other: bool) -> nn.Module:
-    """The run's own teacher again; `allow_other` as in `Tasks`."""
-    excuse = {"other_data": True} if allow_other and cfg.teacher.name == "run" else {}
-    return parts.build("teachers", replace(cfg.teacher, args={**cfg.teacher.args, **excuse}), task)
+def teacher(run: Trained, task: Task, allow_other: bool) -> nn.Module:
+    """The run's own teacher again; `allow_other` as in `Tasks`. Raises UserError if it is another one by now."""
+    part = run.config.teacher
+    excuse = {"other_data": True} if allow_other and part.name == "run" else {}
+    found = parts.build("teachers", replace(part, args={**part.args, **excuse}), task)
+    if run.teacher and (now := digests.of_state(found)) != run.teacher:
+        raise UserError(f"{run.folder}: learned from another teacher than {part.name} "
+                        f"{part.args.get('path', '')} is now (weights sha256 {run.teacher[:12]}, now {now[:12]})")
+    return found
 
 
 def mirrors(cfg: Config) -> bool:

@@ -1,4 +1,4 @@
-"""SHA-256 of files that seldom change, remembered from one process to the next.
+"""SHA-256 of a module's weights, and of files that seldom change, remembered from one process to the next.
 
 Contents are read once; after that a file counts as unchanged while its size and the times of its last change (mtime,
 and ctime, which nothing can set back) are. A file that changed within the last seconds is not remembered: it could
@@ -14,12 +14,23 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from filelock import FileLock
+from torch import nn
 
 from graft.runtime.checkpoint import sha256
 from graft.runtime.files import write_text
 
 YOUNG = 2.0  # seconds
+
+
+def of_state(module: nn.Module) -> str:
+    """Hex digest of a module's weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def of_files(files: Sequence[Path]) -> list[str]:

@@ -42,6 +42,6 @@ def _apart(then: Any, today: Any) -> str:
     """Two values that differ; of lists, such as class names, what differs first."""
     if isinstance(then, list) and isinstance(today, list):
         place = next((i for i, (a, b) in enumerate(zip(then, today)) if a != b), min(len(then), len(today)))
-        then, today = (f"{place + 1} of {len(values)}: {values[place] if place < len(values) else 'none'}"
+        then, today = (f"{len(values)} ({values[place] if place < len(values) else 'none'} as number {place + 1})"
                        for values in (then, today))
     return f"{str(then)[:SHOWN]}, now {str(today)[:SHOWN]}"

@@ -22,6 +22,7 @@ from graft.augment import to_float
 from graft.config.options import Part
 from graft.errors import UserError
 from graft.outputs import Outputs, on_device
+from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
 from graft.tasks._task import Split, Task
 
@@ -36,11 +37,8 @@ def cache_dir() -> Path:
 
 def teacher_fingerprint(teacher: nn.Module, part: Part) -> str:
     """SHA-256 (hex) of a teacher's weights and arguments."""
-    digest = hashlib.sha256(json.dumps([part.name, part.args], sort_keys=True).encode())
-    for name, value in sorted(teacher.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    about = [part.name, part.args, digests.of_state(teacher)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 class TeacherCache:

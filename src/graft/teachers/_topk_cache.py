@@ -98,7 +98,7 @@ class CachedTeacher(nn.Module):
 
     def __init__(self, folder: Path, wanted: dict[str, Any], k: int, task: TextTask):
         super().__init__()
-        self.k = k
+        self.k, self.identity = k, wanted["model"]
         self.manifest = read_manifest(folder)
         refuse_other(folder, self.manifest, wanted, k)
         _refuse_unfinished(folder, self.manifest)

@@ -108,6 +108,7 @@ class ContextLM(nn.Module):
         super().__init__()
         self.k, self.batch_tokens, self.alone = k, batch_tokens, alone or contextlib.nullcontext
         self.own, self.vocabulary = None if alone else lm, lm.head.vocabulary
+        self.identity = lm.base
         self._lm = (lm,)
         self.answers = task.splits["train"].answers
         self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)

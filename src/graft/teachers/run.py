@@ -46,7 +46,7 @@ def run_folder(path: Path) -> Path:
     """`path` if it is a run's folder, else its only `seed<k>`. Raises UserError if there is none or several."""
     if checkpoint.is_run(path):
         return path
-    seeds = sorted(folder for folder in path.glob("seed*") if rebuild.SEED.fullmatch(folder.name))
+    seeds = checkpoint.seeds(path)
     if len(seeds) == 1:
         return seeds[0]
     found = f"has {', '.join(seed.name for seed in seeds)}; name one" if seeds else "has no checkpoint"

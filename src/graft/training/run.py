@@ -117,10 +117,12 @@ class Run:
     # ---------------------------------------------------------------------------------------- start
 
     def start(self, task: Task | TextTask, student: nn.Module, objective: nn.Module, *,
-              average: nn.Module | None = None, evaluate: Evaluate | None = None) -> None:
+              teacher: nn.Module | None = None, average: nn.Module | None = None,
+              evaluate: Evaluate | None = None) -> None:
         """Place and wrap the modules, build the optimizer, resume if there is something to resume.
 
-        `student` and `objective` (projectors, heads) are trained and saved. `average` is a module the caller
+        `student` and `objective` (projectors, heads) are trained and saved; a run may only go on with the `teacher` it
+        began with. `average` is a module the caller
         averages itself and that is scored and exported (the EMA teacher of DINO); otherwise `train.average`
         decides. `evaluate(module)` replaces scoring the labels, or the answers, of the validation split.
         """
@@ -147,11 +149,11 @@ class Run:
         self.validation = Validation(config, task, self.averaged_module, self.average, evaluate, self.place,
                                      learner)
         self.update = Update(config, self.optimizer, self.place)
-        self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
-                           self.place)
         if config.dry_run:
             self._describe()
             return
+        self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
+                           self.place, teacher)
         if info := self.saver.resume(self.print):
             self.step_done = info["step"]
             self.selection.restore(info["selection"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from graft.config.options import Config
 from graft.errors import DiskProblem
-from graft.runtime import checkpoint
+from graft.runtime import checkpoint, digests
 from graft.runtime.files import read_json, write_text
 from graft.runtime.place import Place
 from graft.runtime.provenance import code_sha, provenance
@@ -27,8 +27,11 @@ class Saver:
     """Saves and resumes `student`, `average` and `objective` (those that have weights) with their optimizer."""
 
     def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
-                 objective: nn.Module, optimizer: torch.optim.Optimizer, place: Place):
+                 objective: nn.Module, optimizer: torch.optim.Optimizer, place: Place,
+                 teacher: nn.Module | None = None):
         self.config, self.task, self.student, self.optimizer, self.place = config, task, student, optimizer, place
+        # A language model that teaches knows what it is: some have 16 GB of weights, others none of their own.
+        self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
         self.failures = 0
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
@@ -55,7 +58,8 @@ class Saver:
         """What a checkpoint of this run says of its origin, beside its configuration."""
         base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
         sharding = {"sharding": "fsdp"} if self.place.sharded else {}  # sums are added in another order
-        return {"data": self.task.about, **base, **sharding}
+        teacher = {"teacher": self.teacher} if self.teacher else {}
+        return {"data": self.task.about, **base, **sharding, **teacher}
 
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
