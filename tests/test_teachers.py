@@ -3,6 +3,7 @@
 import functools
 import json
 import multiprocessing
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from graft.config.options import Part
 from graft.config.parts import build
-from graft.errors import UserError
+from graft.errors import DiskProblem, UserError
 from graft.outputs import Outputs
 from graft.runtime import checkpoint
 from graft.teachers import _cache
@@ -328,6 +329,20 @@ def test_values_beyond_float16_and_a_full_disk_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr(_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3})())
     with pytest.raises(UserError, match="need 0 MiB, 0 MiB are free"):
         TeacherCache(_Huge(), Part("huge"), a_task(), "test", [], "cpu")
+
+
+def test_a_disk_that_fills_while_a_cache_is_written_is_one_line_and_is_emptied(cached, monkeypatch):
+    task, frozen, part = cached
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # bytes a file: what a full disk does, for real
+    try:
+        with pytest.raises(DiskProblem, match=r"cannot keep the teacher's outputs \(File too large\)"):
+            TeacherCache(frozen, part, task, "train", FEATURES, "cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (folder,) = (path for path in _cache.cache_dir().iterdir() if path.is_dir() and len(path.name) == 32)
+    assert not list(folder.iterdir())
+    assert len(TeacherCache(frozen, part, task, "train", FEATURES, "cpu").fetch(torch.arange(11)).logits) == 11
 
 
 def _build_in_a_process(folder: str, started, results) -> None:

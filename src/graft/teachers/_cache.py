@@ -5,6 +5,7 @@ key digests teacher weights and arguments, data, split, precision and feature na
 meets an old cache. Only outputs for un-augmented images can be kept.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from graft.augment import to_float
 from graft.config.options import Part
-from graft.errors import UserError
+from graft.errors import DiskProblem, UserError
 from graft.outputs import Outputs, on_device
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
@@ -46,7 +47,7 @@ class TeacherCache:
 
     Kept on the device if all of them are smaller than `limit_bytes`, else read from the disk batch by batch.
     `batch_size` images per teacher pass, under `autocast()`. Raises UserError if a value does not fit
-    float16 or all of them do not fit on the disk.
+    float16, DiskProblem if all of them do not fit on the disk.
     """
 
     def __init__(self, teacher: nn.Module, part: Part, task: Task, split: str, features: Sequence[str],
@@ -59,10 +60,14 @@ class TeacherCache:
                   "precision": _precision(autocast, self.device.type)}
         key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache_dir() / key
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_suffix(".lock")):  # other processes and jobs wait here while one builds
-            if not _intact(self.folder, origin):
-                _build(self.folder, origin, teacher, task.splits[split].to(self.device), batch_size, autocast)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_suffix(".lock")):  # other processes and jobs wait here while one builds
+                if not _intact(self.folder, origin):
+                    _build(self.folder, origin, teacher, task.splits[split].to(self.device), batch_size, autocast)
+        except OSError as error:
+            raise DiskProblem(f"{self.folder}: cannot keep the teacher's outputs ({error.strerror or error}); set "
+                              "GRAFT_CACHE to another disk, or teacher.cache: none") from None
         self._arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names}
         self.resident = sum(array.nbytes for array in self._arrays.values()) < limit_bytes
         if self.resident:
@@ -113,9 +118,16 @@ def _build(folder: Path, origin: dict, teacher: nn.Module, split: Split, batch_s
                 if not half.isfinite().all():
                     raise UserError(f"teacher: {name} does not fit float16; set teacher.cache: none")
                 files[name].write(half.cpu().contiguous().numpy().tobytes())
+        for file in files.values():
+            file.flush()
+    except BaseException:
+        for file in files.values():
+            Path(file.name).unlink()  # what a full disk left would keep it full
+        raise
     finally:
         for file in files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # closing writes what is buffered
+                file.close()
     manifest = {"origin": origin, "sha256": {name: sha256(folder / f"{name}.npy") for name in names}}
     temporary = folder / "manifest.json.tmp"
     temporary.write_text(json.dumps(manifest, indent=1))
@@ -127,8 +139,8 @@ def _begin(folder: Path, files: dict, halves: dict[str, Tensor], count: int) -> 
     need = sum(2 * count * half[0].numel() for half in halves.values())
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(f"{folder}: the teacher's outputs need {need >> 20} MiB, {free >> 20} MiB are free; set "
-                        "GRAFT_CACHE to another disk, or teacher.cache: none")
+        raise DiskProblem(f"{folder}: the teacher's outputs need {need >> 20} MiB, {free >> 20} MiB are free; set "
+                          "GRAFT_CACHE to another disk, or teacher.cache: none")
     for name, half in halves.items():
         header = {"descr": "<f2", "fortran_order": False, "shape": (count, *half.shape[1:])}
         np.lib.format.write_array_header_1_0(files[name], header)
