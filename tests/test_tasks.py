@@ -2,6 +2,7 @@ import collections
 import gzip
 import hashlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -19,7 +20,7 @@ from torchvision.datasets import CIFAR10, MNIST
 from torchvision.transforms import v2
 
 from graft.errors import UserError
-from graft.tasks import _cache, _images, _sources, cifar10, digits, imagefolder, mnist
+from graft.tasks import _cache, _images, _parquet, cifar10, cifar100, digits, imagefolder, mnist, parquet_images
 from graft.tasks._task import ResidentSplit, StreamedSplit, fingerprint, stratified_pick, stratified_split
 
 SPLITS = ("train", "val", "test")
@@ -41,11 +42,11 @@ def picture(i, size=32):
     return np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8)
 
 
-def write_parquet(path, encoded, labels, column="img"):
+def write_parquet(path, encoded, labels, column="img", label="label"):
     path.parent.mkdir(parents=True, exist_ok=True)
     structs = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(encoded)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({column: pa.array(structs, kind), "label": labels}), path)
+    pq.write_table(pa.table({column: pa.array(structs, kind), label: labels}), path)
     return path
 
 
@@ -247,7 +248,7 @@ def test_cache_is_used_and_renewed(tmp_path, monkeypatch):
     root = write_cifar(tmp_path)
     first = cifar10.build(root=root)
     with monkeypatch.context() as patch:
-        patch.setattr(_sources, "_decode", None)  # decoding again would fail
+        patch.setattr(_parquet, "_decode", None)  # decoding again would fail
         again = cifar10.build(root=root)
     assert (again.fingerprint, again.data_id) == (first.fingerprint, first.data_id)
     (broken,) = (tmp_path / "cache").glob("decoded/cifar10-train-*/images.npy")
@@ -314,7 +315,7 @@ def test_of_two_who_decode_one_does_and_the_other_waits(tmp_path):
 
 def test_missing_data_says_where_what_and_how(tmp_path):
     message = one_line(cifar10.build, root=str(tmp_path / "nowhere"))
-    for part in (str(tmp_path / "nowhere"), "train*.parquet", "cifar-10-batches-py",
+    for part in (str(tmp_path / "nowhere"), "train.parquet or its shards train-00000-of-", "cifar-10-batches-py",
                  "hf download uoft-cs/cifar10 --repo-type dataset"):
         assert part in message
     write_parquet(tmp_path / "train.parquet", [encode(picture(0))], [0])
@@ -346,7 +347,7 @@ def test_bad_tables_are_named(tmp_path):
     write_parquet(path, [encode(picture(i)) for i in range(3)], [0, 10, 1])
     assert f"{path}: row 1: label 10, expected 0 to 9" in one_line(cifar10.build, root=root)
     write_parquet(path, [encode(picture(0))], [None])
-    assert "expected an integer column label" in one_line(cifar10.build, root=root)
+    assert "expected a column label of integers or text" in one_line(cifar10.build, root=root)
     write_parquet(path, [encode(picture(0)), encode(picture(1))], [None, 1])
     assert "1 labels are missing" in one_line(cifar10.build, root=root)
     write_parquet(path, [encode(picture(0))], [0], column="photo")
@@ -355,6 +356,70 @@ def test_bad_tables_are_named(tmp_path):
     assert "no rows" in one_line(cifar10.build, root=root)
     path.write_bytes(b"")
     assert f"{path}: not a readable parquet file" in one_line(cifar10.build, root=root)
+
+
+# ------------------------------------------------------------------------------ your own parquet files
+
+def test_published_sets_are_settings_of_parquet_images(tmp_path):
+    root = write_cifar(tmp_path)
+    published = cifar10.build(root=root, val_fraction=0.25)
+    own = parquet_images.build(root=root, image="img", val_fraction=0.25)
+    assert own.fingerprints == published.fingerprints
+    assert (own.classes, own.size, own.channels) == ([str(k) for k in range(10)], 32, 3)
+    assert own.data_id == f"parquet_images ({tmp_path.name}, 10 classes, PNG, lossless)"
+    values = own.splits["train"].images.double() / 255
+    assert own.mean == pytest.approx(values.mean((0, 2, 3)).tolist())
+    assert own.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
+
+
+def test_cifar100_reads_fine_labels(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [encode(picture(i)) for i in range(100)], list(range(100)),
+                      label="fine_label")
+    task = cifar100.build(root=str(tmp_path), val_fraction=0.0)
+    assert len(task.classes) == 100 and task.classes == sorted(set(task.classes))
+    assert task.splits["test"].labels.tolist() == list(range(100))
+    assert "fine_label" in one_line(cifar100.build, root=write_cifar(tmp_path / "other"))
+
+
+def test_parquet_images_of_other_sizes_text_labels_bytes_and_three_splits(tmp_path):
+    shapes = [(20, 30, 3), (8, 8, 3), (16, 24, 3), (9, 40, 3)]
+    sizes = [np.random.default_rng(i).integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)]
+    labels = ["dog", "cat", "dog", "cat"]
+    for split in ("train", "validation", "test"):
+        table = {"photo": pa.array([encode(x) for x in sizes], pa.binary()), "animal": labels}
+        pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
+    (tmp_path / "train_old.parquet").write_bytes(b"no split's file")
+    build = lambda **more: parquet_images.build(root=str(tmp_path), image="photo", label="animal", **more)  # noqa: E731
+    task = build(size=8)
+    assert task.classes == ["cat", "dog"] and [len(task.splits[split]) for split in SPLITS] == [4, 4, 4]
+    assert task.splits["val"].labels.tolist() == [1, 0, 1, 0]
+    for i, pixels in enumerate(sizes):
+        Image.fromarray(pixels).save(tmp_path / "one.png")
+        want = _images.read_square(tmp_path / "one.png", 3, 8, "x")
+        assert np.array_equal(task.splits["train"].images[i], want)
+    assert build(size=8, channels=1).splits["train"].images.shape == (4, 1, 8, 8)
+    assert "row 0: 30x20 pixels; set task.size" in one_line(build)
+    assert "expected a column photos, bytes or struct" in one_line(
+        parquet_images.build, root=str(tmp_path), image="photos", label="animal", size=8)
+    pq.write_table(pa.table({**table, "animal": ["dog", "cat", "cow", "cat"]}), tmp_path / "test.parquet")
+    assert "row 2: label cow, expected one of cat, dog" in one_line(build, size=8)
+    (tmp_path / "val.parquet").write_bytes(b"")
+    assert "val and validation are one split" in one_line(build, size=8)
+
+
+def test_parquet_images_declare_classes_and_hold_out_a_test_split(tmp_path):
+    declared = json.dumps({"info": {"features": {"label": {"names": ["ant", "bee", "cow"]}}}})
+    table = pa.table({"image": pa.array([encode(picture(i, 8)) for i in range(20)], pa.binary()),
+                      "label": [i % 2 for i in range(20)]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": declared}), tmp_path / "train.parquet")
+    task = parquet_images.build(root=str(tmp_path))
+    assert task.classes == ["ant", "bee", "cow"] and len(task.splits["test"]) == 4
+    assert task.notes == ("no training images of 1 of 3 classes: cow", "no validation images of 1 of 3 classes: cow",
+                          "no test images of 1 of 3 classes: cow")
+    again = parquet_images.build(root=str(tmp_path), split_seed=1)
+    assert again.fingerprints["test"] == task.fingerprints["test"]
+    assert "no data in" in one_line(parquet_images.build, root=str(tmp_path / "nowhere"))
 
 
 # ---------------------------------------------------------------------------------------- torchvision

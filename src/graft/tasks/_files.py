@@ -1,4 +1,4 @@
-"""Where a data set's files are: a local folder, or a commit of the Hugging Face hub."""
+"""Where a data set's files are: a local folder, or a commit of the Hugging Face hub; and which are a split's."""
 
 import os
 import re
@@ -10,6 +10,31 @@ from graft.errors import UserError
 def data_root(root: str, name: str) -> Path:
     """The folder of a data set: `root`, or where that is empty `$GRAFT_DATA/<name>`, or `data/<name>`."""
     return Path(root) if root else Path(os.environ.get("GRAFT_DATA") or "data") / name
+
+
+def parquet_files(folder: Path, stem: str) -> list[Path]:
+    """`stem.parquet`, or all of the shards `stem-00000-of-00002.parquet`, in order; nothing else that lies there.
+
+    Empty if there is none. Raises UserError if a shard is missing, or there are two sets of files.
+    """
+    whole = folder / f"{stem}.parquet"
+    named = re.compile(rf"{re.escape(stem)}-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?\.parquet")
+    sets: dict[int, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if match := named.fullmatch(path.name):
+            shards = sets.setdefault(int(match[2]), {})
+            if int(match[1]) in shards:
+                raise UserError(f"{path}: {shards[int(match[1])].name} is the same shard; expected one of them")
+            shards[int(match[1])] = path
+    if len(sets) + whole.is_file() > 1:
+        raise UserError(f"{folder}: {stem} is there more than once: {whole.name if whole.is_file() else 'shards'} and "
+                        f"shards of {', '.join(map(str, sorted(sets)))}; expected one of them")
+    for count, shards in sets.items():
+        if lacking := sorted(set(range(count)) - shards.keys()):
+            raise UserError(f"{folder}: {stem}-{lacking[0]:05d}-of-{count:05d}.parquet is missing; expected all "
+                            f"{count} shards")
+        return [shards[i] for i in range(count)]
+    return [whole] if whole.is_file() else []
 
 
 def from_hub(name: str, hub: str, revision: str) -> Path:

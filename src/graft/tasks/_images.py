@@ -58,11 +58,15 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of an image, resized to `size` pixels; bicubic, antialiased where it shrinks."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
 def read_square(file: bytes | Path, channels: int, size: int, where: str) -> np.ndarray:
-    """The largest centred square of an image, resized: uint8 `(C, size, size)`. Raises `UserError` as `open_image`."""
+    """The `square` of an image file: uint8 `(C, size, size)`. Raises `UserError` as `open_image` does."""
     image, _ = open_image(file, channels, where)
-    # Pillow's bicubic is antialiased when it shrinks
-    return pixels(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    return pixels(square(image, size))
 
 
 def image_files(folder: Path) -> tuple[list[Path], list[Path]]:

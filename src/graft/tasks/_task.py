@@ -14,6 +14,7 @@ from graft import keyed
 from graft.errors import UserError
 from graft.outputs import on_device
 
+TEST_FRACTION = 0.2  # of the training images, where there is no test split
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -205,18 +206,31 @@ def joint_fingerprint(of_split: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(of_split.items())).encode()).hexdigest()
 
 
+def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in [0, 1], without a copy of the images in floating point."""
+    level, mean, std = np.arange(256) / 255, [], []
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
+        mean.append(float(share @ level))
+        std.append(float(np.sqrt(share @ (level - mean[-1]) ** 2)))
+    return mean, std
+
+
 def resident_task(name: str, data_id: str, classes: list[str], train: tuple[np.ndarray, np.ndarray],
                   test: tuple[np.ndarray, np.ndarray], val_fraction: float, split_seed: int, subset: int,
-                  mean: list[float] | None = None, std: list[float] | None = None) -> Task:
-    """A task from (images uint8 NCHW, labels) for train and test; no `mean` and `std`: those of its train split."""
-    train_index, val_index = stratified_split(train[1], val_fraction, split_seed)
+                  mean: list[float] | None = None, std: list[float] | None = None,
+                  val: tuple[np.ndarray, np.ndarray] | None = None) -> Task:
+    """A task from (images uint8 NCHW, labels) for train, test and perhaps `val`, which else is a part of train.
+
+    No `mean` and `std`: those of its train split.
+    """
+    train_index, val_index = stratified_split(train[1], val_fraction if val is None else 0.0, split_seed)
     train_index = training_subset(name, train[1], train_index, subset, split_seed)
     arrays = {"train": (train[0][train_index], train[1][train_index]),
-              "val": (train[0][val_index], train[1][val_index]),
+              "val": (train[0][val_index], train[1][val_index]) if val is None else (np.array(val[0]), val[1]),
               "test": (np.array(test[0]), test[1])}  # a copy, for torch cannot share a read-only memory map
     if mean is None:
-        values = arrays["train"][0].astype(np.float64) / 255
-        mean, std = values.mean((0, 2, 3)).tolist(), values.std((0, 2, 3)).tolist()
+        mean, std = _statistics(arrays["train"][0])
     splits = {key: ResidentSplit(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
               for key, (images, labels) in arrays.items()}
     return Task(name, data_id, {key: fingerprint(*pair) for key, pair in arrays.items()}, list(classes),

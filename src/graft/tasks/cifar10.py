@@ -7,6 +7,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10
 
 from graft.tasks import _sources
+from graft.tasks._parquet import Arrays, Columns
 from graft.tasks._task import Task, resident_task
 
 CLASSES = 10
@@ -24,7 +25,8 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
           subset: Annotated[int, ">= 0", "train on that many images only, stratified; 0: all"] = 0) -> Task:
     """CIFAR-10 with its official test split."""
     published = _sources.Source(
-        name="cifar10", classes=CLASSES, shape=(3, SIZE, SIZE), rows={"train": 50_000, "test": 10_000},
+        columns=Columns("cifar10", ("img", "image"), "label", 3, SIZE, resize=False), classes=NAMES,
+        rows={"train": 50_000, "test": 10_000},
         hub="uoft-cs/cifar10", torchvision=CIFAR10.base_folder, read=_read_torchvision,
         files=[*map(tuple, CIFAR10.train_list + CIFAR10.test_list), (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
     arrays, data_id = _sources.load(published, source, root, revision)
@@ -32,6 +34,6 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
                          mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616])
 
 
-def _read_torchvision(root: Path, split: str) -> _sources.Arrays:
+def _read_torchvision(root: Path, split: str) -> Arrays:
     data = CIFAR10(root, train=split == "train")
     return data.data.transpose(0, 3, 1, 2), np.array(data.targets, np.int64)

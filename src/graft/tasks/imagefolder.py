@@ -18,6 +18,7 @@ from graft.tasks import _cache
 from graft.tasks._files import data_root
 from graft.tasks._images import DECODER, SUFFIXES, image_files, read_square, shown
 from graft.tasks._task import (
+    TEST_FRACTION,
     ResidentSplit,
     Split,
     StreamedSplit,
@@ -27,8 +28,6 @@ from graft.tasks._task import (
     stratified_split,
     training_subset,
 )
-
-TEST_FRACTION = 0.2  # of root/train, where there is no root/test
 
 
 def build(*, root: Annotated[str, "", "folder of the data; empty: $GRAFT_DATA/imagefolder, or data/imagefolder",

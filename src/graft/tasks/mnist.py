@@ -8,10 +8,12 @@ import numpy as np
 from torchvision.datasets import MNIST
 
 from graft.tasks import _sources
+from graft.tasks._parquet import Arrays, Columns
 from graft.tasks._task import Task, resident_task
 
 CLASSES = 10
 SIZE = 28
+NAMES = [str(digit) for digit in range(CLASSES)]
 
 
 def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
@@ -24,14 +26,15 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
           subset: Annotated[int, ">= 0", "train on that many images only, stratified; 0: all"] = 0) -> Task:
     """MNIST with its official test split."""
     published = _sources.Source(
-        name="mnist", classes=CLASSES, shape=(1, SIZE, SIZE), rows={"train": 60_000, "test": 10_000},
+        columns=Columns("mnist", ("img", "image"), "label", 1, SIZE, resize=False), classes=NAMES,
+        rows={"train": 60_000, "test": 10_000},
         hub="ylecun/mnist", torchvision="MNIST/raw", read=_read_torchvision, files=MNIST.resources)
     arrays, data_id = _sources.load(published, source, root, revision)
-    return resident_task("mnist", data_id, [str(digit) for digit in range(CLASSES)], arrays["train"], arrays["test"],
+    return resident_task("mnist", data_id, NAMES, arrays["train"], arrays["test"],
                          val_fraction, split_seed, subset, mean=[0.1307], std=[0.3081])
 
 
-def _read_torchvision(root: Path, split: str) -> _sources.Arrays:
+def _read_torchvision(root: Path, split: str) -> Arrays:
     """The archives, which have published digests; torchvision itself reads their unpacked copies unverified."""
     def values(what: str, header: int) -> np.ndarray:
         packed = root / "MNIST" / "raw" / f"{'train' if split == 'train' else 't10k'}-{what}-ubyte.gz"
