@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
-#   bash scripts/paper.sh                   experiments/demo
+#   bash scripts/paper.sh                   assets/demo, the published demo
 #   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
 # Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-STUDY=${STUDY:-demo}
-FROM=experiments/$STUDY
+FROM=assets/demo
+[[ -z "${STUDY:-}" ]] || FROM=experiments/$STUDY
 OUT=paper/generated
 
 fail() { echo "error: $*" >&2; exit 2; }

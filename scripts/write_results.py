@@ -11,7 +11,7 @@ study's name) of a file, so that no number in it is typed.
 import argparse
 from pathlib import Path
 
-from graft.errors import UserError, exit_cleanly
+from graft.errors import exit_cleanly
 from graft.reporting import results, tables
 
 NOTES = """
@@ -50,15 +50,6 @@ def notes(content: dict) -> str:
     return "".join([*parts, *[CUT_NOTES] * ("*" in tables.shown(content))])
 
 
-def insert(path: Path, study: str, text: str) -> None:
-    """Replace what stands between the study's two marker lines in a file. Raises UserError if they are not there."""
-    before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- results {study} -->\n")
-    _, closing, after = rest.partition(f"<!-- /results {study} -->\n")
-    if not opening or not closing:
-        raise UserError(f"{path}: expected the lines <!-- results {study} --> and <!-- /results {study} -->")
-    path.write_text(before + opening + text + closing + after, encoding="utf-8")
-
-
 def main() -> None:
     """Read, format, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -77,7 +68,7 @@ def main() -> None:
         (args.out / name).write_text(text, encoding="utf-8")
         print(args.out / name)
     if args.into:
-        insert(args.into, content["study"], tables.shown(content, "test"))
+        tables.insert(args.into, f"results {content['study']}", tables.shown(content, "test"))
         print(args.into)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from graft import config
+from graft.config import study
 from small import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -14,10 +15,37 @@ DELTAS = [path for kind in ("distill", "ss_distill", "ablation") for path in sor
 FAIR = "base/cifar10_deit.yaml"
 
 
+def command(path: Path) -> list[str]:
+    """The words of the launch command in a file's comment; none in the demos', which scripts/demo*.sh start."""
+    comment = " ".join(line.strip("# \\") for line in path.read_text().splitlines() if line.startswith("#"))
+    return comment[comment.index("accelerate launch"):].split() if "accelerate launch" in comment else []
+
+
+def files_of(words: list[str]) -> list[Path]:
+    options = words[words.index("--base_config"):words.index("--output_dir")]
+    return [ROOT / word for word in options if word.endswith(".yaml")]
+
+
+def conditions() -> dict[str, list[Path]]:
+    """The files of every condition of the studies, by its folder."""
+    found = {}
+    for whole in map(study.load, study.names()):
+        for name, condition in whole.conditions.items():
+            names = [whole.base, *(whole.deltas.get(word, word) for word in condition.configs)]
+            found[f"experiments/{whole.study}/{name}"] = [ROOT / file for file in names if isinstance(file, str)]
+    return found
+
+
 def over(path: Path) -> list[list[Path]]:
-    """What a delta is laid over, one list of files for each of its lines `# over: base.yaml method.yaml`."""
-    return [[CONFIGS / name for name in line[len("# over:"):].split()]
-            for line in path.read_text().splitlines() if line.startswith("# over:")]
+    """What a delta is laid over: by the command at its head, and in the studies, which agree."""
+    lists = [files[:files.index(path)] for files in [*CONDITIONS.values(), files_of(command(path) or NONE)]
+             if path in files]
+    return [files for i, files in enumerate(lists) if files not in lists[:i]]
+
+
+NONE = ["--base_config", "--output_dir"]
+CONDITIONS = conditions()
+NOT_RUN = {"fewshot_teacher", "kl_tau2"}  # deltas that no study has
 
 
 def test_every_file_is_one_of_these():
@@ -37,25 +65,26 @@ def test_complete_files_load_alone_and_under_the_smoke_config(path):
 
 @pytest.mark.parametrize("path", DELTAS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_deltas_change_what_they_are_laid_over(path):
-    assert over(path), f"{path}: no line '# over: base/... '"
+    assert over(path), f"{path}: no study has it, and no command is at its head"
     for below in over(path):
         assert config.difference(config.load(below), config.load([*below, path])), below
 
 
 @pytest.mark.parametrize("path", [*BASES, *ORIGINALS, *DELTAS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_launch_commands_in_the_comments(path):
-    """The command at the head of a file starts this file, with the script of its method, in its own folder."""
-    if "digits" in path.stem or "strings" in path.stem:
-        pytest.skip("the demos are started by scripts/demo.sh and scripts/demo_language.sh")
-    comment = " ".join(line.strip("# \\") for line in path.read_text().splitlines() if line.startswith("#"))
-    words = comment[comment.index("accelerate launch"):].split()
-    options = words[words.index("--base_config"):words.index("--output_dir")]
-    files = [ROOT / word for word in options if word.endswith(".yaml")]
+    """The command at the head of a file starts this file, with the script of its method, as its study does."""
+    words = command(path)
+    if not words:
+        assert "digits" in path.stem or "strings" in path.stem, "only the demos are started by a script"
+        return
+    files = files_of(words)
     assert files[-1] == path
     cfg = config.load(files)
     script = words[4]
     assert (ROOT / script).is_file()
     assert script == f"src/graft/train_{'ablation' if path.parent.name == 'ablation' else cfg.method}.py"
+    if path in DELTAS and path.stem not in NOT_RUN:
+        assert CONDITIONS[words[words.index("--output_dir") + 1]] == files
 
 
 # ----------------------------------------------------------------------------------------- fair grid

@@ -137,13 +137,13 @@ def test_names_in_the_lock_file_cover_the_dependencies():
 @pytest.mark.parametrize("study", ["demo", "demo_language"])
 def test_the_tables_in_the_readme_are_those_of_the_results(study):
     from graft.reporting import results, tables
-    shown = tables.shown(results.read_results(ROOT / f"experiments/{study}/results.json"), "test")
+    shown = tables.shown(results.read_results(ROOT / f"assets/{study}/results.json"), "test")
     assert f"<!-- results {study} -->\n{shown}<!-- /results {study} -->" in (ROOT / "README.md").read_text()
 
 
 def test_what_the_readme_says_of_the_language_demo():
     from graft.reporting import results
-    conditions = results.read_results(ROOT / "experiments/demo_language/results.json")["conditions"]
+    conditions = results.read_results(ROOT / "assets/demo_language/results.json")["conditions"]
     closed = {name: conditions[name]["gap_closed"]["test"]["accuracy"]["ci95"] for name in conditions
               if "gap_closed" in conditions[name]}
     assert closed["kd_only"][0] > 0.9, "the context moves into the weights"
@@ -153,7 +153,7 @@ def test_what_the_readme_says_of_the_language_demo():
 
 
 def test_files_and_scripts_named_in_the_documents_exist():
-    for document in ("README.md", "CLAUDE.md", "configs/README.md"):
+    for document in ("README.md", "CLAUDE.md", "configs/README.md", "scripts/README.md", "experiments/README.md"):
         text = (ROOT / document).read_text()
         for name in re.findall(r"(?:scripts|src/graft|configs|tests|paper)/[\w./-]+\.(?:py|sh|yaml|tex)", text):
             assert (ROOT / name).exists(), f"{document}: {name}"

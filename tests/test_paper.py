@@ -146,10 +146,10 @@ def test_missing_latex_and_missing_results_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_compiles(tmp_path):
-    demo = ROOT / "experiments/demo"
+    demo = ROOT / "assets/demo"
     if not shutil.which("latexmk") or not (demo / "forensics.json").exists():
-        pytest.skip("needs latexmk and experiments/demo/forensics.json")
-    for name in ("src", "scripts", "experiments"):
+        pytest.skip("needs latexmk and assets/demo/forensics.json")
+    for name in ("src", "scripts", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "paper").mkdir()
     for name in ("main.tex", "refs.bib"):

@@ -1,11 +1,13 @@
 """A study in one file: read and checked strictly, and what runs follow from it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from graft.config import difference, load, study
+from graft.config.study import describe
 from graft.config.study.followups import steps
 from graft.config.study.graph import Asked, Graph
 from graft.errors import UserError
@@ -227,3 +229,23 @@ def test_what_is_done_is_told_from_what_is_another_run(tmp_path, monkeypatch):
     assert runs.state(job) == runs.State("other", "optim.lr: 0.5 -> 0.006")
     (checkpoint / "trainer.json").unlink()
     assert runs.state(job).name == "other", "done, and nothing says of which configuration"
+
+
+# ----------------------------------------------------------------------------------------- documents
+
+def test_the_tables_of_conditions_are_those_of_the_studies():
+    found = []
+    for document in (ROOT / "configs/README.md", ROOT / "README.md"):
+        text = document.read_text()
+        for name in re.findall(r"^<!-- conditions (\S+) -->$", text, re.MULTILINE):
+            table = describe.conditions(study.load(name))
+            assert f"<!-- conditions {name} -->\n{table}<!-- /conditions {name} -->\n" in text, \
+                f"{document}: {name}: python scripts/lib/conditions.py {document}"
+            found.append(name)
+    assert {"cifar10", "mnist", "demo", "demo_language", "gsm8k_qwen1b7"} <= set(found)
+
+
+def test_every_script_has_its_line():
+    text = (ROOT / "scripts/README.md").read_text()
+    for path in [*ROOT.glob("scripts/*.*"), *ROOT.glob("scripts/lib/*.*")]:
+        assert f"`{path.relative_to(ROOT / 'scripts')}`" in text or path.name == "README.md", path

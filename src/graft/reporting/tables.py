@@ -1,9 +1,12 @@
 """The tables of a results.json, conditions and contrasts, by split: for people, for the paper and in full."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from graft.errors import UserError
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
@@ -143,3 +146,15 @@ def to_latex(frame: pd.DataFrame) -> str:
 def to_csv(frame: pd.DataFrame) -> str:
     """The numbers of a table in full."""
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def insert(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between the lines `<!-- mark -->` and `<!-- /mark -->` of a file.
+
+    Raises UserError if they are not there.
+    """
+    before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{mark} -->\n")
+    if not opening or not closing:
+        raise UserError(f"{path}: expected the lines <!-- {mark} --> and <!-- /{mark} -->")
+    path.write_text(before + opening + text + closing + after, encoding="utf-8")

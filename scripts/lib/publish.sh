@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Copy what README, paper and tests show of a study into assets/<study>/, to be committed: its JSON files and figures,
+# and its table into README.md where that has a place for it. A study itself writes only into experiments/<study>/.
+#
+#   bash scripts/lib/publish.sh demo
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+study=${1:?the name of a study}
+from=experiments/$study to=assets/$study
+[[ -f "$from/results.json" ]] || { echo "error: $from/results.json: missing; run bash scripts/study.sh $study" >&2; exit 2; }
+PYTHON=${GRAFT_PYTHON:-$PWD/.venv/bin/python}
+mkdir -p "$to"
+for file in "$from"/{results,forensics,robustness}.json "$from"/figures/*; do
+    if [[ -f "$file" ]]; then cp "$file" "$to/"; fi
+done
+if grep -q "<!-- results $study -->" README.md; then
+    PYTHONPATH=src "$PYTHON" scripts/write_results.py --results "$to/results.json" --out "$from" --into README.md
+fi
+git status --short "$to" README.md
