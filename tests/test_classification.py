@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from graft.errors import UserError
 from graft.evaluation.scoring import score
 from graft.outputs import Outputs
 from graft.probes import classification, corruptions
-from graft.tasks._task import ResidentSplit
+from graft.probes._images import fixed_index
+from graft.tasks._task import ResidentSplit, StreamedSplit
 
 # four examples of three classes: right at 0.9 and 0.6, wrong at 0.5 and 0.8
 P = np.array([[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
@@ -141,6 +143,21 @@ def test_scores_with_log_probs():
     assert rows["nll"] == pytest.approx(-rows["log_probs"][np.arange(6), rows["label"]])
     plain = score(model, split, torch.device("cpu"), 6)
     assert "log_probs" not in plain and plain["nll"] == pytest.approx(rows["nll"], rel=1e-6)
+
+
+def test_a_process_without_images_scores_none_and_an_empty_split_is_said():
+    def decode(i):
+        return some_images(1)[0].numpy()
+
+    split = StreamedSplit(decode, torch.tensor([2]))
+    with unittest.mock.patch("graft.evaluation.scoring.gather_object", lambda rows: [*rows, first]):
+        first = score(Linear(3 * 32 * 32), split, torch.device("cpu"), 4)
+        rows = score(Linear(3 * 32 * 32), split, torch.device("cpu"), 4, rank=1, world=2)
+    assert rows["label"].tolist() == [2] and rows["index"].tolist() == [0]
+    with pytest.raises(UserError, match="nothing to score: the split is empty"):
+        score(Linear(3 * 32 * 32), StreamedSplit(decode, torch.tensor([], dtype=torch.int64)), torch.device("cpu"), 4)
+    with pytest.raises(UserError, match="0 images of a split of 1"):
+        fixed_index(split, 0)
 
 
 def test_noise_has_its_standard_deviation_and_key():

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from graft import config
 from graft.config import parts
 from graft.errors import NonFinite, UserError
+from graft.runtime import checkpoint
 from graft.training.optim import lr_at
 from small import BASE, assert_same_training, launch, run_main, tiny, weights
 
@@ -216,6 +218,13 @@ def test_averaged_weights_are_scored_and_exported(tmp_path, average):
     assert any(not torch.equal(state[k], last[k]) for k in state)
 
 
+def test_an_average_has_batchnorm_statistics_for_odd_batches_too(tmp_path):
+    run_main(tiny(tmp_path / "x", "student={name: cnn, arch: small}", "train.average=ema", "train.batch_size=53"))
+    tensors, _, _ = checkpoint.load(checkpoint.newest(tmp_path / "x/seed0"))
+    measured = {name: value for name, value in tensors["average"].items() if name.endswith("running_var")}
+    assert len(measured) == 3 and all((value - 1).abs().max() > 0.1 for value in measured.values())
+
+
 def test_swa_is_the_mean_of_the_epochs_weights():
     from graft.training.optim import Average
     cfg = config.load([BASE], ["train.average=swa", "train.swa_start=4st"])
@@ -268,6 +277,18 @@ def test_without_a_validation_split_nothing_is_scored(tmp_path):
 def test_what_only_the_data_can_tell(tmp_path, overrides, says):
     with pytest.raises(UserError, match=says):
         run_main(tiny(tmp_path / "x", *overrides))
+
+
+@pytest.mark.parametrize("overrides, says", [
+    (["train.batch_size=1", "student={name: cnn, arch: small}"], "BatchNorm needs at least 2 images in a micro-batch"),
+    (["train.batch_size=20", "train.accumulate=4", "augment=[{name: mixup}]"], "per micro-batch, got 5"),
+    (["augment=[{name: cutmix}, {name: flip}]"], "flip comes after an operation that mixes"),
+    (["augment=[{name: resized_crop, scale: [0.5, 0.2]}]"], r"resized_crop.scale: expected"),
+])
+def test_what_the_first_step_would_refuse_a_dry_run_refuses(tmp_path, overrides, says):
+    for dry in (True, False):
+        with pytest.raises(UserError, match=says):
+            run_main(replace(tiny(tmp_path / "x", *overrides), dry_run=dry))
 
 
 def test_dry_run_touches_nothing(tmp_path, capsys):

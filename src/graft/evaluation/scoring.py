@@ -23,13 +23,15 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
     Columns, each `(N,)`: `index`, `label`, `prediction`, `confidence` (the largest softmax probability),
     `nll` (nats, of the label), `label_rank` (0 if the label has the highest logit; ties count against it);
     with `log_probs` also that, `(N, K)` in float64.
-    Every example is scored exactly once. Raises UserError if a logit is not finite.
+    Every example is scored exactly once. Raises UserError if there is none, or a logit is not finite.
     """
+    if not len(split):
+        raise UserError("nothing to score: the split is empty (task.val_fraction=0 leaves no validation images)")
     was_training = model.training
     model.eval()
-    mine = torch.arange(rank, len(split), world).split(batch_size)
+    mine = torch.arange(rank, len(split), world)
     columns: list[list[torch.Tensor]] = []
-    for images, labels in split.batches(list(mine)):
+    for images, labels in split.batches(mine.split(batch_size) if len(mine) else []):  # fewer images than processes
         with autocast():
             logits = model(to_float(images)).logits
         log_p = logits.double().log_softmax(-1)
@@ -40,7 +42,7 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
     names = ("label", "prediction", "confidence", "nll", "label_rank", *["log_probs"] * log_probs)
     rows = {name: torch.cat([c[i] for c in columns]).cpu().numpy() if columns else np.empty(0)
             for i, name in enumerate(names)}
-    rows["index"] = torch.cat(mine).numpy()
+    rows["index"] = mine.numpy()
     if world > 1:
         shares = gather_object([rows])
         rows = {name: np.concatenate([share[name] for share in shares if len(share["index"])]) for name in rows}

@@ -12,7 +12,12 @@ from graft.tasks._task import Split
 
 
 def fixed_index(split: Split, count: int) -> Tensor:
-    """Indices of `count` examples of a split (all, if it has fewer): the head of one constant random order."""
+    """Indices of `count` examples of a split (all, if it has fewer): the head of one constant random order.
+
+    Raises UserError if there would be none.
+    """
+    if min(count, len(split)) < 1:
+        raise UserError(f"nothing to look at: {count} images of a split of {len(split)} were asked for")
     return keyed.permutation(keyed.key("probe images"), len(split))[:count]
 
 

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from graft import keyed
+from graft.augment import Augment
 from graft.config.options import Config, Train
 from graft.config.schema import amount, to_steps
 from graft.errors import UserError
@@ -30,6 +35,17 @@ def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
     if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):
         raise UserError("task.val_fraction: 0 leaves nothing to decide early stopping or schedule plateau by")
     return steps_per_epoch, total_steps
+
+
+def try_out(config: Config, task: Task, student: nn.Module, micro_size: int) -> None:
+    """Raise UserError for a micro-batch of `micro_size` images that the augmentation or a BatchNorm cannot take."""
+    black = torch.zeros(micro_size, task.channels, task.size, task.size, dtype=torch.uint8)
+    index = torch.arange(micro_size)
+    Augment(config.augment, config.seed)(black, torch.zeros_like(index), index, 0, num_classes=task.num_classes)
+    # one over several processes (SyncBatchNorm) sees more
+    alone = [m for m in student.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+    if alone and micro_size < 2:
+        raise UserError(f"train.batch_size: BatchNorm needs at least 2 images in a micro-batch, got {micro_size}")
 
 
 def _refuse_nothing(config: Config, steps_per_epoch: int, total_steps: int) -> None:

@@ -115,8 +115,11 @@ def recompute_batchnorm(model: nn.Module, images: Iterable[Tensor]) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # the cumulative mean over all batches
         layer.train()
+    seen = 0
     for batch in images:
         model(batch)
+        seen += len(batch)
+    assert seen, "no images: the statistics would stay at 0 and 1"
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum
         layer.eval()

@@ -27,7 +27,7 @@ from graft.runtime.place import Place, accelerator
 from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.training.batches import micro_batches, plan
+from graft.training.batches import micro_batches, plan, try_out
 from graft.training.learner import Learner, synchronised
 from graft.training.optim import Average, build_optimizer, lr_at
 from graft.training.progress import Progress
@@ -134,6 +134,8 @@ class Run:
             split.to(self.device, train.workers)
         if self.place.world > 1 and self.device.type == "cuda" and not config.reads_text:
             student = synchronised(student)
+        if isinstance(task, Task):
+            try_out(config, task, student, self.micro_size)
         if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective

@@ -60,10 +60,10 @@ class Validation:
 
     def _training_views(self) -> Iterator[Tensor]:
         """Augmented training batches for BatchNorm statistics, the same whenever they are asked for."""
-        split = self.task.splits["train"]
+        split, size = self.task.splits["train"], self.config.train.batch_size
         order = keyed.permutation(keyed.key(self.config.seed, "batchnorm"), len(split))
-        batches = list(order.split(self.config.train.batch_size))[:BATCHNORM_BATCHES]
+        # whole batches only, as in training: a remainder may be a single image, or odd where pairs are mixed
+        batches = [order[i * size:][:size] for i in range(min(BATCHNORM_BATCHES, len(split) // size))]
         augment = Augment(self.config.augment, self.config.seed)
         for index, (images, labels) in zip(batches, split.batches(batches)):
-            if len(index) % 2 == 0:  # MixUp and CutMix pair images; only the last batch can be odd
-                yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
+            yield augment(images, labels, index, 0, num_classes=self.task.num_classes).inputs
