@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, CohereForCausalLM, GraniteForCausalLM, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereForCausalLM,
+    GenerationConfig,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graft import config
@@ -20,6 +28,7 @@ from graft.evaluation import rebuild
 from graft.evaluation.scoring import score_answers
 from graft.runtime import checkpoint
 from graft.students import _language
+from graft.tasks import _prompts
 from graft.training.objective import Objective
 from small import BASE
 from small_lm import FAMILIES, batch, disturb, lm, run_main, student, task, tiny
@@ -288,6 +297,12 @@ def test_a_checkpoint_is_a_model_or_an_adapter_for_transformers_and_peft(tmp_pat
             theirs = (PeftModel.from_pretrained(untouched, str(folder)) if lora
                       else AutoModelForCausalLM.from_pretrained(str(folder))).eval()
         torch.testing.assert_close(theirs(tokens.ids).logits, logits, rtol=0, atol=0)
+    for key in ("tokenizer_sha256", "template_sha256"):
+        assert getattr(_prompts.load(str(folder)), key) == getattr(about.prompt, key)
+    tokenizer, own = AutoTokenizer.from_pretrained(str(folder)), about.prompt.tokenizer
+    assert len(tokenizer) == about.num_classes and tokenizer("1 + 2")["input_ids"] == own("1 + 2")["input_ids"]
+    assert tokenizer.chat_template == own.chat_template and tokenizer.eos_token == own.eos_token
+    assert GenerationConfig.from_pretrained(str(folder)).eos_token_id == ours.model.generation_config.eos_token_id
     names = set(checkpoint.load(folder)[0]["adapter_model" if lora else "model"])
     if lora:
         assert not (folder / "model.safetensors").exists() and len(names) == 28

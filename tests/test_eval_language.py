@@ -60,7 +60,7 @@ def save_run(place: Path, base_dir: Path, condition: str, seed: int, *overrides:
             state = {name: value + torch.randn(value.shape) * 0.3 for name, value in student.state_dict().items()}
         checkpoint.save(cfg.run_dir, step, {student.stem: state}, {"state": {}, "param_groups": []},
                         {"final": step == STEPS[-1], "total_steps": STEPS[-1], "selection": {}, "base": student.base,
-                         "data": task.about, "config": cfg.to_dict()}, 5, texts=student.export_files())
+                         "data": task.about, "config": cfg.to_dict()}, 5, files=student.export_files())
     return cfg.run_dir
 
 

@@ -8,7 +8,8 @@ A checkpoint is a folder `checkpoint-<step>` with
     optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
     trainer.json           step, epoch, world size, configuration, best validation score, early stopping, and what data
                            it was trained on: classes, sizes, normalisation, digests (`graft.runtime.identity`)
-    config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools
+    config.json ...        of a language model: what makes this folder a model, or an adapter, for other tools, with
+                           tokenizer, chat template and generation config
     manifest.json          name -> size and sha256 of the files above; written last
 
 It is written under a temporary name, synced to disk, then renamed: a kill at any point leaves the previous
@@ -59,10 +60,11 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 
 def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any],
-         info: dict[str, Any], keep: int, best_step: int | None = None, texts: dict[str, str] | None = None) -> Path:
+         info: dict[str, Any], keep: int, best_step: int | None = None,
+         files: dict[str, str | bytes] | None = None) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep` and the best one.
 
-    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `texts` other files' names to
+    `tensors` maps a file stem (`model`, `average`, `objective`) to a state dict, `files` other files' names to
     their content. Raises NonFinite, with nothing written, unless every number in them is finite, and OSError, with
     nothing left behind, when the disk is full.
     """
@@ -76,18 +78,18 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
         for stem, state in tensors.items():
             save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, temporary / f"{stem}.safetensors",
                       metadata={"format": "pt"})  # transformers wants to be told
-        for name, text in (texts or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
         torch.save(optimizer, temporary / "optim.pt")
         (temporary / "trainer.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **info}))
-        files = sorted(temporary.iterdir())
+        written = sorted(temporary.iterdir())
         # safetensors writes mode 0600: group members on a shared node could not read the weights.
         umask = os.umask(0)
         os.umask(umask)
-        for file in files:
+        for file in written:
             file.chmod(0o666 & ~umask)
             sync(file)
-        manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in written}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         sync(temporary / "manifest.json")
         sync(temporary)

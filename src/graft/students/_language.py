@@ -1,14 +1,16 @@
 """Finding, loading and identifying causal language models, for the student and for its teacher."""
 
+import copy
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
 from graft.errors import UserError
@@ -156,6 +158,16 @@ def check_head(key: str, lm: PreTrainedModel, head: Head) -> None:
     if not torch.allclose(whole, apart, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
         raise UserError(f"{key}: {type(lm).__name__} does more to its logits than its output embedding; its head is "
                         "not known here")
+
+
+def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """The files of a tokenizer and its chat template, for the folder of a model that was trained with it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.no_padding()  # of the last call
+    tokenizer.backend_tokenizer.no_truncation()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
 
 
 def about(peft_config: object, folder: Path) -> str:

@@ -124,11 +124,10 @@ class CausalLM(nn.Module):
             self.lm.tie_weights()
 
     def export_files(self) -> dict[str, str]:
-        """What a checkpoint's folder needs besides the weights to be loaded elsewhere: name -> text."""
+        """What a checkpoint's folder needs besides weights and tokenizer to be loaded elsewhere: name -> text."""
+        generation = self.model.generation_config
+        files = {} if generation is None else {"generation_config.json": generation.to_json_string()}
         if not self.lora:
-            files = {"config.json": self.lm.config.to_json_string(use_diff=True)}
-            if self.lm.generation_config is not None:
-                files["generation_config.json"] = self.lm.generation_config.to_json_string()
-            return files
+            return {"config.json": self.lm.config.to_json_string(use_diff=True), **files}
         with tempfile.TemporaryDirectory() as folder:
-            return {"adapter_config.json": _language.about(self.lm.peft_config["default"], Path(folder))}
+            return {"adapter_config.json": _language.about(self.lm.peft_config["default"], Path(folder)), **files}

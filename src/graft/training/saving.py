@@ -15,6 +15,7 @@ from graft.runtime.files import read_json, write_text
 from graft.runtime.place import Place
 from graft.runtime.provenance import code_sha, provenance
 from graft.runtime.status import write_status
+from graft.students._language import tokenizer_files
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.resume import find, refuse_other_run
@@ -33,6 +34,7 @@ class Saver:
         # A language model that teaches knows what it is: some have 16 GB of weights, others none of their own.
         self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
         self.failures = 0
+        self.tokenizer: dict[str, bytes] = {}
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
@@ -61,6 +63,13 @@ class Saver:
         teacher = {"teacher": self.teacher} if self.teacher else {}
         return {"data": self.task.about, **base, **sharding, **teacher}
 
+    def _files(self) -> dict[str, str | bytes]:
+        """What makes a checkpoint of a language model a model for other tools."""
+        if not isinstance(self.task, TextTask):
+            return {}
+        self.tokenizer = self.tokenizer or tokenizer_files(self.task.prompt.tokenizer)
+        return {**self.student.export_files(), **self.tokenizer}
+
     def save(self, step: int, final: bool, best_step: int | None, progress: dict[str, Any],
              say: Callable[[str], None]) -> None:
         """Write a checkpoint on the main process; `progress` joins trainer.json.
@@ -77,9 +86,8 @@ class Saver:
             info = {**progress, "final": final, "world_size": self.place.world, "config_sha256": self.config.sha256,
                     "config": self.config.to_dict(), "code_sha": code_sha(), **self._origin()}
             try:
-                texts = self.student.export_files() if isinstance(self.task, TextTask) else {}
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
-                                best_step, texts)
+                                best_step, self._files())
                 write_status(self.config.run_dir, "running", step)
             except OSError as error:
                 return str(error)
