@@ -64,14 +64,14 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
     data, uniform = content["data"], forensics["references"]["uniform"]
     seeds = sorted({condition["summary"][SPLIT]["accuracy"]["seeds"] for _, condition in _compared(content)})
     seen = forensics["data"]["n"]
-    commit, dirty, _ = content["code_sha"].partition("+dirty")
+    commit, changed, _ = content["code_sha"].partition("+")  # dirty, untracked
     values = {
         "Study": escape(content["study"]), "DataSet": escape(data["id"]),
         "Fingerprint": escape(data["fingerprint"][:12]), "Classes": len(data["classes"]),
         "Chance": number(100 / len(data["classes"]), 1), "TrainImages": data["sizes"]["train"],
         "ValImages": data["sizes"]["val"], "TestImages": data["sizes"]["test"], "Baseline": code(content["baseline"]),
         "Seeds": " to ".join(map(str, [seeds[0], seeds[-1]] if len(seeds) > 1 else seeds)),
-        "Commit": code(commit[:12]) + (" with uncommitted changes" if dirty else ""),
+        "Commit": code(commit[:12]) + (" with uncommitted changes" if changed else ""),
         "ForensicsSplit": escape(forensics["data"]["split"]), "AttentionImages": seen["attention"],
         "CkaImages": seen["cka"], "UniformDistance": number(uniform["mean_distance"], 4),
         "UniformEntropy": number(uniform["entropy"], 3),

@@ -24,7 +24,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from graft import config
 from graft.config.options import Term
 from graft.errors import UserError
-from graft.evaluation import rebuild
 from graft.evaluation.scoring import score_answers
 from graft.runtime import checkpoint
 from graft.students import _language
@@ -285,9 +284,8 @@ def test_a_checkpoint_is_a_model_or_an_adapter_for_transformers_and_peft(tmp_pat
     cfg = tiny(tmp_path / "x", f"student.lora={lora}", "train.duration=2st", family=family)
     run_main(cfg)
     folder = cfg.run_dir / "checkpoint-2"
-    ours, _ = (rebuild.student(cfg, cfg.run_dir, about) if not lora else (student(about, family), None))
-    if lora:
-        ours.load_state_dict(checkpoint.load_model(cfg.run_dir)[0])
+    ours = student(about, family, lora=lora)
+    ours.load_state_dict(checkpoint.load_model(cfg.run_dir)[0])
     tokens, _ = batch(about, 3, 17)
     with torch.no_grad():
         logits = whole(ours.eval(), tokens)

@@ -31,6 +31,8 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
     parser.add_argument("--print_config", action="store_true", help="print every value and where it comes from")
     parser.add_argument("--dry_run", action="store_true",
                         help="check config, data, teacher and shapes, print the objective, train nothing")
+    parser.add_argument("--code_changed", action="store_true", help="resume although sources that decide the result "
+                        "have changed; the checkpoint and metadata.json record it")
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(f"{doc.strip()}\n\n{parser.format_help()}\n{describe_keys()}")
@@ -50,7 +52,8 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
     if options.print_config:
         print(_with_origins(config, origin))
         sys.exit(0)
-    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run)
+    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run,
+                   code_changed=options.code_changed)
 
 
 def files_and_overrides(options: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:

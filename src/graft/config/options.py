@@ -154,11 +154,12 @@ class Config:
     files: tuple[str, ...] = ()  # how it was started; no part of what the run is
     overrides: tuple[str, ...] = ()
     dry_run: bool = False
+    code_changed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values in the layout of the YAML files."""
         flat = asdict(self)
-        for key in ("files", "overrides", "dry_run"):
+        for key in ("files", "overrides", "dry_run", "code_changed"):
             del flat[key]
         flatten = lambda part: {"name": part.pop("name"), **part.pop("args"), **part}  # noqa: E731
         for key in PARTS:

@@ -22,12 +22,15 @@ def now() -> str:
 
 @functools.cache
 def code_sha() -> str:
-    """Commit of the source tree, with `+dirty` if files differ from it; `unknown` outside a checkout."""
+    """Commit of the source tree, with `+dirty` if files of the package differ from it and `+untracked` if it has files
+    that are not in it; `unknown` outside a checkout."""
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
                               check=True).stdout.strip()
     try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno", ".") else "")
+        states = {line[:2] for line in git("status", "--porcelain", "-uall", ".").splitlines()}
+        return (git("rev-parse", "HEAD") + ("+dirty" if states - {"??"} else "")
+                + ("+untracked" if "??" in states else ""))
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -54,8 +54,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replace the manifest."""
-    write_text(folder / "manifest.json", json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n")
+    """Replace the manifest. Raises DiskProblem, with the old one kept, if there is no space for it."""
+    try:
+        write_text(folder / "manifest.json", json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n")
+    except OSError as error:
+        for left in folder.glob(".manifest.json.*.tmp"):
+            left.unlink()
+        raise DiskProblem(f"{folder}: manifest.json could not be written ({error.strerror}); what was computed is "
+                          "kept, the same command goes on") from None
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -86,13 +92,13 @@ def lay_out(folder: Path, manifest: dict[str, Any]) -> None:
             raise OSError
         for name, (kind, shape) in wanted.items():
             allocate(folder / name, kind, shape)
-        write_manifest(folder, manifest)
     except OSError as error:
         for name in wanted:
             (folder / name).unlink(missing_ok=True)
             _temporary(folder / name).unlink(missing_ok=True)
         raise DiskProblem(f"{folder}: the cache needs {manifest['bytes'] >> 20} MiB, {free >> 20} MiB are free"
                           + (f" ({error.strerror})" if error.strerror else "")) from None
+    write_manifest(folder, manifest)
 
 
 def allocate(file: Path, kind: type, shape: tuple[int, ...]) -> None:

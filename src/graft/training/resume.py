@@ -5,7 +5,7 @@ from typing import Any
 
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.runtime import checkpoint, identity
+from graft.runtime import checkpoint, identity, sources
 from graft.runtime.provenance import code_sha
 
 
@@ -25,10 +25,11 @@ def find(run_dir: Path, choice: str) -> Path | None:
 
 def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: int, origin: dict[str, Any]) -> list[str]:
     """Raise UserError, one line with all that differs, if the checkpoint is of another configuration, number of
-    processes, sharding, data or base model.
+    processes, sharding, data or base model, or if the sources that decide its result (see `runtime.sources`) have
+    changed and `--code_changed` was not given.
 
-    `origin` is what a checkpoint says of them. Returns notes on what may differ: the code, for that may be a fix (the
-    next checkpoint records the new commit), and data that are not trained on.
+    `origin` is what a checkpoint says of them. Returns notes on what may differ: changed sources that are meant, a
+    commit that changed others (the next checkpoint records it), and data that are not trained on.
     """
     found = []
     if info["config_sha256"] != config.sha256:
@@ -45,13 +46,24 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     for key, what in (("base", "base model"), ("teacher", "teacher"), ("sharding", "sharding")):
         if info.get(key) != origin.get(key):
             found.append(f"with another {what} ({info.get(key)}, now {origin.get(key)})")
+    if other_code := code_changes(info, config):
+        shown = ", ".join(other_code[:5]) + (f" and {len(other_code) - 5} more" if len(other_code) > 5 else "")
+        if not config.code_changed:
+            found.append(f"with other code ({shown}; if that is meant, --code_changed goes on and records it)")
     if found:
         raise UserError(f"{path}: was made {'; '.join(found)}: start it again as it was, or use another --output_dir")
     notes = [f"note: since the last checkpoint another {other}; the run was not trained on it and goes on"
              for other in identity.differences(trained, origin["data"], ("test",))]
-    if info["code_sha"] != code_sha():
+    if other_code:
+        notes.append(f"note: goes on although the checkpoint was made with other code ({shown})")
+    elif info["code_sha"] != code_sha():
         notes.append(f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}")
     return notes
+
+
+def code_changes(info: dict[str, Any], config: Config) -> list[str]:
+    """The files that decide the result and are not those that the checkpoint was made with (older ones do not say)."""
+    return sources.differences(info["sources"], sources.of_run(config)) if "sources" in info else []
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from graft.config.options import Config
 from graft.errors import DiskProblem
-from graft.runtime import checkpoint, digests
+from graft.runtime import checkpoint, digests, sources
 from graft.runtime.files import read_json, write_text
 from graft.runtime.place import Place
 from graft.runtime.provenance import code_sha, provenance
@@ -18,7 +18,7 @@ from graft.runtime.status import write_status
 from graft.students._language import tokenizer_files
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.training.resume import find, refuse_other_run
+from graft.training.resume import code_changes, find, refuse_other_run
 from graft.training.sharding import gathered, parted, parted_optimizer
 
 FAILURES = 3  # saves in a row that fail before the run ends
@@ -35,6 +35,7 @@ class Saver:
         self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
         self.failures = 0
         self.tokenizer: dict[str, bytes] = {}
+        self.code_changes: list[dict[str, Any]] = []  # with --code_changed: at which steps which files had changed
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
         modules = {own: student, "average": average, "objective": objective}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
@@ -51,6 +52,9 @@ class Saver:
         tensors, optimizer, info = checkpoint.load(found, mapped=self.place.sharded)
         for note in refuse_other_run(found, info, self.config, self.place.world, self._origin()):
             say(note)
+        self.code_changes = info.get("code_changes", [])
+        if changed := code_changes(info, self.config):
+            self.code_changes = [*self.code_changes, {"step": info["step"], "files": changed}]
         for stem, module in self.modules.items():
             module.load_state_dict(parted(tensors[stem], module.state_dict()))
         self.optimizer.load_state_dict(parted_optimizer(optimizer, self.optimizer))
@@ -84,7 +88,8 @@ class Saver:
 
         def write() -> str:
             info = {**progress, "final": final, "world_size": self.place.world, "config_sha256": self.config.sha256,
-                    "config": self.config.to_dict(), "code_sha": code_sha(), **self._origin()}
+                    "config": self.config.to_dict(), "code_sha": code_sha(),
+                    "sources": sources.of_run(self.config), "code_changes": self.code_changes, **self._origin()}
             try:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,
                                 best_step, self._files())
@@ -108,7 +113,8 @@ class Saver:
         before = read_json(path, "attempts")
         attempts = before["attempts"] if before and isinstance(before["attempts"], list) else []
         entry = {**provenance(), "resumed_at": step, "total_steps": total_steps, "world_size": self.place.world,
-                 "config_sha256": self.config.sha256}
+                 "config_sha256": self.config.sha256, "sources": sources.of_run(self.config),
+                 "code_changes": self.code_changes}
         write_text(path, json.dumps({
             "schema_version": 1, "data": self.task.about,
             "parameters": sum(p.numel() for p in self.student.parameters()),
