@@ -50,6 +50,7 @@ def draw(table: pd.DataFrame, conditions: list[str], images: int) -> figures.Fig
         panel.text(1, 0.97, f"{condition} ({seeds} seed{'s' * (seeds > 1)})", transform=panel.transAxes, ha="right",
                    va="top")
     panels[0].set_yscale("log")
+    figures.logarithmic(panels[0].yaxis)
     panels[0].set_ylim(floor, 5 * table["density"].max())
     panels[-1].set_xlabel(f"Hessian eigenvalue ({images} images; ticks: largest)")
     figure.supylabel("spectral density", fontsize=8)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import results
+from graft.reporting import reading, results, shapes
 from graft.reporting.gains import gains
 
 SPLIT = "test"
@@ -32,7 +32,8 @@ def escape(text: Any) -> str:
     """Plain text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}",
                "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\<>~^&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), str(text))
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return re.sub(r"[\\<>~^&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), line)
 
 
 def code(text: Any) -> str:
@@ -62,6 +63,8 @@ def tabular(header: list[str], rows: list[list[str]], columns: str = "") -> str:
 def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str, Any] | None, teachers: bool) -> str:
     """numbers.tex: what sentences of the paper need."""
     data, uniform = content["data"], forensics["references"]["uniform"]
+    if not _compared(content):
+        raise UserError(f"{content['study']}: no condition is compared with the baseline on {SPLIT}")
     seeds = sorted({condition["summary"][SPLIT]["accuracy"]["seeds"] for _, condition in _compared(content)})
     seen = forensics["data"]["n"]
     commit, changed, _ = content["code_sha"].partition("+")  # dirty, untracked
@@ -79,13 +82,14 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
         "ShareOfUniform": number(forensics["thresholds"]["share_of_uniform"], 3)}
     traces = [run["hessian"]["trace"] for condition in forensics["conditions"].values()
               for run in condition["runs"] if "hessian" in run]
-    if traces:
+    if traces and "hessian" in seen:
         values |= {"HessianImages": seen["hessian"], "HutchRank": traces[0]["rank"],
                    "HutchTolerance": f"{100 * traces[0]['tolerance']:g}\\,\\%"}
-    if robust:
-        levels = next(iter(robust["conditions"].values()))["runs"][0]["corruptions"]
-        *others, last = map(escape, sorted(levels))
-        values |= {"Corruptions": f"{', '.join(others)} and {last}", "Severities": len(next(iter(levels.values())))}
+    levels = [run["corruptions"] for condition in (robust or {"conditions": {}})["conditions"].values()
+              for run in condition["runs"] if run["corruptions"]]
+    if levels:
+        *others, last = map(escape, sorted(levels[0]))
+        values |= {"Corruptions": f"{', '.join(others)} and {last}", "Severities": len(next(iter(levels[0].values())))}
     lines = [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in values.items()]
     for name, on in (("robustness", robust), ("teachers", teachers), ("curvature", _has_trace(forensics))):
         lines.append(rf"\newif\if{name}\{name}{'true' if on else 'false'}")
@@ -103,12 +107,16 @@ def conditions_table(content: dict[str, Any]) -> str:
         changed = {key: (old, new) for key, old, new in condition.get("differs", ())}
         teacher = changed.get("teacher.path", ("", changed.get("teacher.name", ("", "---"))[1]))[1]
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
-        terms = [f"{escape(key.split('.')[1])} {number(old, 2) + ' to ' if old != '-' else ''}{number(new, 2)}"
+        terms = [f"{escape(key.split('.')[1])} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
                  for key, (old, new) in changed.items() if re.fullmatch(r"objective\.[^.]+\.weight", key)]
         rows.append([code(name), code(Path(teacher).name) + "".join(f", {escape(note)}" for note in notes),
                      "; ".join(terms) or "---", str(len(condition.get("recipe_differs", ())))])
     return tabular(["condition", "teacher", "objective: weights", "recipe"], rows,
                    r"lp{0.25\linewidth}p{0.3\linewidth}r")
+
+
+def _weight(value: Any) -> str:
+    return number(value, 2) if isinstance(value, int | float) else escape(value)
 
 
 def _compared(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -119,6 +127,8 @@ def _compared(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def finding(name: str, versus: dict[str, Any], baseline: str) -> str:
     """One sentence about a condition, which says no more than its interval and adjusted p-value do."""
     low, high = versus["ci95"]
+    if low is None or high is None:
+        return f"{code(name)} minus {code(baseline)}: {number(100 * versus['difference'], 2, '+')} points; no interval."
     text = (f"{code(name)} minus {code(baseline)}: {number(100 * versus['difference'], 2, '+')} points, "
             f"95\\,\\% interval {{[}}{number(100 * low, 2, '+')}, {number(100 * high, 2, '+')}{{]}}. ")
     if versus["scope"] == "examples":
@@ -199,10 +209,13 @@ def main() -> None:
     args = parser.parse_args()
     content = results.read_results(args.study / "results.json")
     forensics = results.read_forensics(args.study / "forensics.json")
+    reading.check(content, shapes.PAPER_RESULTS, str(args.study / "results.json"))
+    reading.check(forensics, shapes.PAPER_FORENSICS, str(args.study / "forensics.json"))
     check_same(content, forensics, args.study / "forensics.json")
     robust = None
     if (args.study / "robustness.json").exists():
         robust = results.read_robustness(args.study / "robustness.json")
+        reading.check(robust, shapes.PAPER_ROBUSTNESS, str(args.study / "robustness.json"))
         check_same(content, robust, args.study / "robustness.json")
     teachers = not gains(content, SPLIT).empty
     items = [finding(name, condition["vs_baseline"][SPLIT]["accuracy"], content["baseline"])

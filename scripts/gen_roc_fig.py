@@ -51,6 +51,7 @@ def draw(table: pd.DataFrame, conditions: list[str]) -> figures.Figure:
         right.errorbar(place, middle, yerr=[middle - 100 * auc["min"], 100 * auc["max"] - middle],
                        **figures.look(i) | {"linestyle": ""}, elinewidth=0.7)
     left.set_xscale("log")
+    figures.logarithmic(left.xaxis)
     left.set_xlabel("false-positive rate")
     left.set_ylabel("true-positive rate, mean over classes")
     left.legend(title="macro AUC, % (chance 50)", title_fontsize=7, loc="lower right")

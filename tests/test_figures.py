@@ -126,3 +126,15 @@ def test_abbreviated_flags_are_refused(monkeypatch, study):
 def test_looks_differ():
     assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in map(figures.look, range(10))}) == 10
     assert len({str(figures.look(i)["linestyle"]) for i in range(10)}) == 10
+
+
+def test_names_with_a_dollar_are_no_formula(tmp_path):
+    with figures.style():
+        figure, (ax,) = figures.axes(3, 2)
+        ax.plot([1, 1000], [1, 2], label="a$_{$b$")
+        ax.set_title("x$\\frac$ y$")
+        ax.set_xscale("log")
+        figures.logarithmic(ax.xaxis)
+        figure.legend()
+        figures.save(figure, tmp_path, "f", pd.DataFrame({"a": [1]}))
+        assert {label.get_text() for label in ax.get_xticklabels()} >= {"10⁰", "10³"}

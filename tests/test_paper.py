@@ -76,6 +76,26 @@ def test_a_sentence_says_what_its_interval_allows(low, high, p, scope, says, nev
     assert f"{{[}}${100 * low:+.2f}$, ${100 * high:+.2f}${{]}}" in text
 
 
+def test_no_text_of_a_file_is_a_command(content):
+    """Every text and key that a file may bring reaches LaTeX escaped, in one line."""
+    evil = "\\input{x}\n\n$^_#&~%"
+    content["study"] = content["data"]["id"] = content["code_sha"] = content["data"]["fingerprint"] = evil
+    content["conditions"] = {("baseline" if name == "baseline" else name + evil): one
+                             for name, one in content["conditions"].items()}
+    content["order"] = list(content["conditions"])
+    content["conditions"]["cnn_arm" + evil]["differs"] = [
+        ["teacher.path", "-", evil], [f"objective.{evil.replace('.', '')}.weight", "-", evil]]
+    forensics = forensics_of(content)
+    forensics["data"]["split"] = evil
+    forensics["hypotheses"][0] |= {"name": evil, "claim": evil, "reason": evil, "statistic": evil, "verdict": evil}
+    texts = [paper.macros(content, forensics, None, False), paper.conditions_table(content),
+             paper.forensics_table(forensics), paper.verdict_table(forensics),
+             *(paper.finding(name, one["vs_baseline"]["test"]["accuracy"], evil)
+               for name, one in content["conditions"].items() if name != "baseline")]
+    for text in texts:
+        assert "\\input" not in text and "\n\n" not in text and r"\textbackslash{}input\{x\}" in text
+
+
 def test_numbers_and_names_in_latex():
     assert paper.escape("a_b%<c\\") == r"a\_b\%$<$c\textbackslash{}"
     assert paper.number(-0.0001, 2) == "$0.00$" and paper.number(None, 2) == paper.number(float("nan"), 1) == "---"

@@ -149,6 +149,15 @@ def test_what_must_not_be_compared_is_refused(tmp_path, runs):
     (lambda r: r["conditions"]["distill"]["summary"]["test"].pop("accuracy"), r"summary\.test\.accuracy: missing"),
     (lambda r: r["conditions"]["distill"]["summary"]["test"]["nll"].update(ci95=[0.1]), r"nll\.ci95: expected 2"),
     (lambda r: r["conditions"]["distill"]["runs"][0].update(n=True), r"runs\[0\]\.n: expected int, got 'True'"),
+    (lambda r: r["conditions"]["distill"]["runs"][0].update(n=0), r"runs\[0\]\.n: expected at least 1, got '0'"),
+    (lambda r: r["conditions"]["distill"]["runs"][0]["metrics"]["accuracy"].update(value=1.5),
+     r"runs\[0\]\.metrics\.accuracy\.value: expected a number in \[0, 1\], got '1.5'"),
+    (lambda r: r["data"].update(classes=[]), r"data\.classes: expected some"),
+    (lambda r: r["data"].update(sizes={"train": "\\input{/etc/passwd}"}), r"data\.sizes\.train: expected int"),
+    (lambda r: r["conditions"]["distill"].update(differs=[["teacher.path", "-"]]), r"differs\[0\]: expected 3 values"),
+    (lambda r: r["conditions"]["distill"].update(runs=[]), r"distill\.summary\.test: no run was scored on it"),
+    (lambda r: r.update(order=["baseline", "gone"]), r"order: expected each of baseline, .* once, got baseline, gone"),
+    (lambda r: r.update(order=None), r"order: expected list"),
     (lambda r: r.update(conditions=[]), r"conditions: expected dict")])
 def test_a_wrong_file_is_named_with_its_key(tmp_path, runs, change, match):
     path = tmp_path / "results.json"
@@ -158,6 +167,26 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, runs, change, match):
     with pytest.raises(UserError, match=match) as caught:
         results.read_results(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    (b'{"schema_version": 1, "a": NaN}', "a: expected a finite number, got nan"),
+    (b'{"schema_version": 1, "a": {"b": [0, 1e999]}}', r"a\.b\[1\]: expected a finite number, got inf"),
+    (b'{"a": ' + b"9" * 400 + b"}", "a: expected a number up to 2\\*\\*63, got one of 1329 bits"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+    (b'{"a": "\xff"}', r"not UTF-8 \(byte 7\)"),
+    (b'{"a": ["\\ud800"]}', r"a\[0\]: expected Unicode text"),
+    (b'{"a": 1, "a": 2}', "key 'a' is there twice"),
+    (b"[" * 100_000, "not JSON"),
+    (b"[" * 200 + b"]" * 200, "nested more than 100 times"),
+    (b'{"a": 1', "not JSON"), (b"", "not JSON")])
+@pytest.mark.parametrize("read", ["read_results", "read_robustness", "read_forensics"])
+def test_bytes_numbers_and_texts_are_checked(tmp_path, read, text, match):
+    path = tmp_path / "x.json"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=match) as caught:
+        getattr(results, read)(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_files_that_are_not_results(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from graft.errors import UserError
 
 COLUMN, PAGE = 3.25, 6.75  # inches: widths of one column and of both
 # Conditions differ in colour, marker and line style, so that grey print and colour-blind readers can tell them apart.
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (5, 1, 1, 1)), (0, (2, 2)))
 _STYLE = {
@@ -24,6 +28,7 @@ _STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
     "grid.linewidth": 0.3, "grid.color": "0.85", "axes.axisbelow": True, "xtick.major.width": 0.6,
     "ytick.major.width": 0.6, "figure.constrained_layout.use": True, "text.usetex": False,
+    "text.parse_math": False,  # names may have a $
     "pdf.fonttype": 42, "savefig.dpi": 300, "savefig.bbox": "standard"}
 
 
@@ -44,6 +49,12 @@ def look(i: int) -> dict:
     """Colour, marker and line of the i-th condition; those that share a colour differ in the rest."""
     other = (i + i // 10) % 10
     return {"color": f"C{i % 10}", "marker": MARKERS[other], "linestyle": LINES[other]}
+
+
+def logarithmic(axis: Axis) -> None:
+    """Label the powers of ten of a logarithmic axis, which matplotlib would write as formulas."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"10{f'{math.log10(value):.0f}'.translate(RAISED)}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def arguments(doc: str, name: str, source: str, *, split: str = "", **of_source: Any) -> argparse.ArgumentParser:

@@ -3,29 +3,16 @@ where it is not so."""
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from graft.errors import UserError
+from graft.reporting.shapes import FORENSICS, RESULTS, ROBUSTNESS, Count, Optional, Share
 
+SCHEMA_VERSION = 1
 LARGEST = 2**63  # no count is beyond it, and a float holds it
 DEEPEST = 100
-
-
-class Share(NamedTuple):
-    """A number in [0, 1], as a shape."""
-
-
-class Count(NamedTuple):
-    """A whole number from `least` on, as a shape."""
-
-    least: int = 0
-
-
-class Optional(NamedTuple):
-    """A value of `shape`, or null, as a shape."""
-
-    shape: Any
 
 
 def read_json(path: str | Path) -> Any:
@@ -77,12 +64,7 @@ def _text(value: str, path: str, key: str) -> None:
 
 
 def check(value: Any, shape: Any, path: str, key: str = "") -> None:
-    """Raise UserError at the first place where `value` is not of `shape`.
-
-    A shape is a type or several, `Share`, `Count` or `Optional`, a list of one shape (any length) or of several (that
-    many), or a dict of them. There "*" stands for every key that has no shape of its own, and "key?" for one that may
-    be missing.
-    """
+    """Raise UserError at the first place where `value` is not of `shape` (see `graft.reporting.shapes`)."""
     def refuse(expected: str) -> None:
         raise UserError(f"{path}: {key}: expected {expected}, got {str(value)[:60]!r}")
 
@@ -92,11 +74,12 @@ def check(value: Any, shape: Any, path: str, key: str = "") -> None:
     if isinstance(shape, Share):
         return None if number and 0 <= value <= 1 else refuse("a number in [0, 1]")
     if isinstance(shape, Count):
-        whole = number and isinstance(value, int) and value >= shape.least
-        return None if whole else refuse(f"int from {shape.least} on")
+        if not number or not isinstance(value, int):
+            return refuse("int")
+        return None if value >= shape.least else refuse(f"at least {shape.least}")
     kind = shape if isinstance(shape, type | tuple) else type(shape)
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
+    if not isinstance(value, kind) or (isinstance(value, bool) and not {bool, object} & set(kinds)):
         refuse(" or ".join(one.__name__ for one in kinds))
     if kind is list:
         if len(shape) > 1 and len(value) != len(shape):
@@ -117,3 +100,79 @@ def _keys(value: dict[str, Any], shape: dict[str, Any], path: str, key: str) -> 
             raise UserError(f"{path}: {f'{key}.{name}'.lstrip('.')}: missing")
     for name in [name for name in value if "*" in shape and name not in own]:
         check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """A checked results.json. Raises UserError naming the file and the first key that is not as it should be."""
+    content = _read(path, RESULTS)
+    for name, condition in content["conditions"].items():
+        scored = {run["split"] for run in condition["runs"]}
+        for split in condition["summary"].keys() - scored:
+            raise UserError(f"{path}: conditions.{name}.summary.{split}: no run was scored on it")
+    classes = content["data"].get("classes", 1)
+    if not classes or (isinstance(classes, int) and classes < 1):
+        raise UserError(f"{path}: data.classes: expected some, got {classes!r}")
+    return content
+
+
+def read_robustness(path: str | Path) -> dict[str, Any]:
+    """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
+    content = _read(path, ROBUSTNESS)
+    size = len(content["data"]["classes"])
+    for name, condition in content["conditions"].items():
+        for i, run in enumerate(condition["runs"]):
+            where, clean = f"{path}: conditions.{name}.runs[{i}].clean", run["clean"]
+            if [len(row) for row in clean["confusion"]] != [size] * size:
+                raise UserError(f"{where}.confusion: expected {size} rows of {size} numbers, as data.classes")
+            for key, curve in clean["roc"].items():
+                if not len(curve["fpr"]) == len(curve["tpr"]) > 0:
+                    raise UserError(f"{where}.roc.{key}: expected as many fpr as tpr, and some")
+    return content
+
+
+def read_forensics(path: str | Path) -> dict[str, Any]:
+    """A checked forensics.json, as scripts/analyze_locality.py writes it; otherwise as `read_results`."""
+    content = _read(path, FORENSICS)
+    groups = {name: condition["runs"] for name, condition in content["conditions"].items()}
+    for name, runs in {**groups, "random_init": content["references"]["random_init"]["runs"]}.items():
+        if not runs:
+            raise UserError(f"{path}: {name}: runs: expected some, got none")
+        for key, length in _FORENSICS_LENGTHS.items():
+            if len(found := {length(run) for run in runs}) > 1:
+                raise UserError(f"{path}: {name}: {key}: expected as many values in every run, got {sorted(found)}")
+    _matrices(content, str(path), "")
+    return content
+
+
+_FORENSICS_LENGTHS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "layer_distance": lambda run: len(run["layer_distance"]),
+    "per_layer_stats": lambda run: sum(len(layer["mean_distance"]) for layer in run["per_layer_stats"].values()),
+    "cka.self": lambda run: len(run["cka"]["self"]["layers_1"])}
+
+
+def _matrices(value: Any, path: str, key: str) -> None:
+    """Raise UserError unless every CKA matrix has a row for each of `layers_1` and a column for each of `layers_2`."""
+    if isinstance(value, dict):
+        if "layers_1" in value:
+            rows, columns = len(value["layers_1"]), len(value["layers_2"])
+            if not rows or not columns or [len(row) for row in value["cka"]] != [columns] * rows:
+                raise UserError(f"{path}: {key}.cka: expected {rows} rows of {columns} numbers, as its layers")
+        for name, inner in value.items():
+            _matrices(inner, path, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _matrices(inner, path, f"{key}[{i}]")
+
+
+def _read(path: str | Path, shape: dict) -> dict[str, Any]:
+    content = read_json(path)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {str(version)[:60]}")
+    check(content, shape, str(path))
+    # the files' keys are sorted; tables and figures keep the order in which the conditions were given
+    order = content.get("order", list(content["conditions"]))
+    if sorted(order) != sorted(content["conditions"]):
+        raise UserError(f"{path}: order: expected each of {', '.join(content['conditions']) or 'no conditions'} once, "
+                        f"got {', '.join(order) or 'none'}")
+    return {**content, "conditions": {name: content["conditions"][name] for name in order}}

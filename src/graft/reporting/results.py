@@ -15,43 +15,14 @@ import pandas as pd
 from graft.errors import UserError
 from graft.reporting import stats
 from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed, seed_summary
+from graft.reporting.reading import SCHEMA_VERSION, read_forensics, read_results, read_robustness
 from graft.runtime.files import write_text
 
-SCHEMA_VERSION = 1
+__all__ = ["assemble", "example_rows", "metrics", "read_forensics", "read_results", "read_robustness", "share",
+           "write_examples", "write_json"]
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")
 TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flexible", "correct_flexible", "text",
                 "tokens", "ended")
-
-_NUMBER, _OPTIONAL = (int, float), (int, float, type(None))
-_CI95 = [(int, float, type(None))] * 2
-_RUN = {"seed": int, "step": int, "split": str, "n": int, "examples": str, "checkpoint_sha256": str, "weights": str,
-        "metrics": {"accuracy": {"n_correct": int, "ci95": _CI95}, "*": {"value": _NUMBER}}}
-_MEAN = {"mean": _NUMBER, "ci95": _CI95, "seeds": int}
-_VERSUS = {"difference": _NUMBER, "ci95": _CI95, "p_holm": _NUMBER, "detectable": _OPTIONAL}
-# "*" stands for every key that is there; a list of one shape may have any length.
-_SHAPE = {"study": str, "data": {"id": str, "fingerprint": str}, "code_sha": str, "conditions": {"*": {
-    "runs": [_RUN], "summary": {"*": {"accuracy": _MEAN, "*": _MEAN}},
-    "vs_baseline": {"*": {"accuracy": _VERSUS, "*": _VERSUS}}}}}
-# What a condition of text has besides, each where it can be computed.
-_TEXT = {"curve_summary": {"*": {"*": {"accuracy": _MEAN, "*": _MEAN}}},
-         "curve": [{"seed": int, "step": int, "split": str, "n": int, "metrics": {"accuracy": {"value": _NUMBER}}}],
-         "vs_untrained": {"*": {"*": {**_VERSUS, "scope": str}}},
-         "gap_closed": {"*": {"*": {"value": _OPTIONAL, "ci95": [_OPTIONAL] * 2, "scope": str}}}}
-_CONTRASTS = [{"a": str, "b": str, "split": str, "metric": str, **_VERSUS, "scope": str}]
-_CLEAN = {"n": int, "ece": _NUMBER, "ece_calibrated": _NUMBER, "macro": {"auc": (int, float, type(None))},
-          "reliability": [{"low": _NUMBER, "high": _NUMBER, "n": int}], "confusion": [[int]],
-          "per_class": [{"class": str, "support": int}], "roc": {"*": {"fpr": [_NUMBER], "tpr": [_NUMBER]}}}
-_ROBUSTNESS = {"study": str, "data": {"classes": [str]}, "order": [str],
-               "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": _CLEAN}]}}}
-_CKA = {"n": int, "layers_1": [str], "layers_2": [str], "cka": [[_OPTIONAL]], "null": {"max_abs": _OPTIONAL}}
-_SEEN = {"seed": int, "grid": [int, int], "layer_distance": [_NUMBER], "avg_cls_dispersion": _OPTIONAL,
-         "cls_collapse_ratio": _OPTIONAL, "collapsed_heads_ratio_relative": _NUMBER, "cka": {"self": _CKA},
-         "per_layer_stats": {"*": {"mean_distance": [_NUMBER]}}}
-_FORENSICS = {"study": str, "data": {"n": {"*": int}},
-              "thresholds": {"relative": _NUMBER, "cls_collapse_warning": _NUMBER},
-              "references": {"uniform": {"mean_distance": _NUMBER, "cls_dispersion": _OPTIONAL},
-                             "random_init": {"runs": [_SEEN]}, "teacher_cka": {"*": {"*": _CKA}}},
-              "conditions": {"*": {"runs": [_SEEN]}}}
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -63,67 +34,11 @@ def write_json(path: str | Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False,
                           default=lambda x: x.item())
+        text.encode("utf-8")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")
-
-
-def read_results(path: str | Path) -> dict[str, Any]:
-    """A checked results.json. Raises UserError naming the file and the first key that is not as it should be."""
-    content = _read(path, _SHAPE)
-    for name, condition in content["conditions"].items():
-        for key in condition.keys() & _TEXT.keys():
-            _check(condition[key], _TEXT[key], str(path), f"conditions.{name}.{key}")
-    if "contrasts" in content:
-        _check(content["contrasts"], _CONTRASTS, str(path), "contrasts")
-    return content
-
-
-def read_robustness(path: str | Path) -> dict[str, Any]:
-    """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
-    return _read(path, _ROBUSTNESS)
-
-
-def read_forensics(path: str | Path) -> dict[str, Any]:
-    """A checked forensics.json, as scripts/analyze_locality.py writes it; otherwise as `read_results`."""
-    return _read(path, _FORENSICS)
-
-
-def _read(path: str | Path, shape: dict) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
-    _check(content, shape, str(path), "")
-    # the files' keys are sorted; tables and figures keep the order in which the conditions were given
-    order = content.get("order", list(content["conditions"]))
-    return {**content, "conditions": {name: content["conditions"][name] for name in order}}
-
-
-def _check(value: Any, shape: Any, path: str, key: str) -> None:
-    """Raise UserError at the first place where `value` has not the types that `shape` gives."""
-    kind = shape if isinstance(shape, type | tuple) else type(shape)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        expected = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UserError(f"{path}: {key}: expected {expected}, got {str(value)[:60]!r}")
-    if kind is list:
-        if len(shape) > 1 and len(value) != len(shape):
-            raise UserError(f"{path}: {key}: expected {len(shape)} values, got {len(value)}")
-        for i, item in enumerate(value):
-            _check(item, shape[0], path, f"{key}[{i}]")
-    if kind is dict:
-        for name in [name for name in shape if name != "*"]:
-            if name not in value:
-                raise UserError(f"{path}: {f'{key}.{name}'.lstrip('.')}: missing")
-            _check(value[name], shape[name], path, f"{key}.{name}".lstrip("."))
-        for name in value if "*" in shape else ():
-            _check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
 
 
 def write_examples(path: str | Path, rows: dict[str, np.ndarray] | pd.DataFrame, fingerprint: str) -> None:

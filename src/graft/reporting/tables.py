@@ -132,7 +132,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """A table for people."""
     shown = _display(frame)
     lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def to_latex(frame: pd.DataFrame) -> str:

@@ -1,0 +1,92 @@
+"""What the JSON files of a study hold, as shapes for `reading.check`.
+
+A shape is a type or several, `Share`, `Count` or `Optional`, a list of one shape (any length) or of several (that
+many), or a dict of them. There "*" stands for every key that has no shape of its own, and "key?" for one that may be
+missing.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Share(NamedTuple):
+    """A number in [0, 1], as a shape."""
+
+
+class Count(NamedTuple):
+    """A whole number from `least` on, as a shape."""
+
+    least: int = 0
+
+
+class Optional(NamedTuple):
+    """A value of `shape`, or null, as a shape."""
+
+    shape: Any
+
+
+NUMBER = (int, float)
+MAYBE = Optional(NUMBER)
+CI95 = [MAYBE, MAYBE]
+RUN = {"seed": int, "step": Count(), "split": str, "n": Count(1), "examples": str, "checkpoint_sha256": str,
+       "weights": str, "metrics": {"accuracy": {"value": Share(), "n_correct": Count(), "ci95": CI95},
+                                   "*": {"value": NUMBER}}}
+MEAN = {"mean": NUMBER, "ci95": CI95, "seeds": Count(1), "cut?": [str]}
+MEANS = {"accuracy": MEAN, "*": MEAN}
+VERSUS = {"difference": NUMBER, "ci95": CI95, "p_holm": Share(), "detectable": MAYBE, "scope": str,
+          "seeds": [Count(1), Count(1)], "cut?": [str]}
+CHANGES = [[str, object, object]]
+CONDITION = {
+    "runs": [RUN], "summary": {"*": MEANS}, "vs_baseline": {"*": {"accuracy": VERSUS, "*": VERSUS}},
+    "differs?": CHANGES, "recipe_differs?": CHANGES,
+    # of text, each where it can be computed
+    "curve?": [{"seed": int, "step": Count(), "split": str, "n": Count(1),
+                "metrics": {"accuracy": {"value": Share(), "ci95": CI95}, "*": {"value": NUMBER}}}],
+    "curve_summary?": {"*": {"*": MEANS}}, "vs_untrained?": {"*": {"*": VERSUS}},
+    "gap_closed?": {"*": {"*": {"value": MAYBE, "ci95": CI95, "scope": str}}}}
+RESULTS = {
+    "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
+    "code_sha": str, "baseline?": str, "order?": [str], "conditions": {"*": CONDITION},
+    "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
+
+CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},
+         "reliability": [{"low": NUMBER, "high": NUMBER, "n": Count()}], "confusion": [[Count()]],
+         "per_class": [{"class": str, "support": Count()}],
+         "roc": {"*": {"fpr": [NUMBER], "tpr": [NUMBER]}}}
+ROBUSTNESS = {
+    "study": str, "data": {"classes": [str]}, "order": [str],
+    "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": CLEAN}], "summary?": {"*": MEAN}}}}
+
+CKA = {"n": Count(), "layers_1": [str], "layers_2": [str], "cka": [[MAYBE]], "null": {"max_abs": MAYBE}}
+HESSIAN = {
+    "n": Count(1), "parameters": Count(1), "spectrum": {"eigenvalue": [NUMBER], "density": [NUMBER]},
+    "trace": {"value": NUMBER, "standard_error": NUMBER}, "eigenvalues?": {"values": [NUMBER]}}
+SEEN = {
+    "seed": int, "grid": [Count(1), Count(1)], "layer_distance": [NUMBER], "avg_cls_dispersion": MAYBE,
+    "cls_collapse_ratio": MAYBE, "collapsed_heads_ratio_relative": NUMBER,
+    "cka": {"self": CKA, "teacher?": Optional(CKA)}, "per_layer_stats": {"*": {"mean_distance": [NUMBER]}},
+    "hessian?": HESSIAN}
+FORENSICS = {
+    "study": str, "data": {"n": {"*": Count()}}, "order?": [str],
+    "thresholds": {"relative": NUMBER, "cls_collapse_warning": NUMBER},
+    "references": {"uniform": {"mean_distance": NUMBER, "cls_dispersion": MAYBE},
+                   "random_init": {"runs": [SEEN]}, "teacher_cka": {"*": {"*": CKA}}},
+    "conditions": {"*": {"runs": [SEEN]}}}
+
+# What the paper needs besides.
+LEG = {"claim": str, "difference": NUMBER, "ci95": CI95, "verdict": str}
+PAPER_RESULTS = {"baseline": str, "data": {"classes": [str],
+                                           "sizes": dict.fromkeys(("train", "val", "test"), Count())}}
+PAPER_FORENSICS = {
+    "data": {"split": str, "fingerprint": str, "n": {"attention": Count(), "cka": Count()}},
+    "thresholds": {"relative": NUMBER, "share_of_uniform": NUMBER},
+    "references": {"uniform": {"mean_distance": NUMBER, "entropy": NUMBER, "*": MAYBE},
+                   "random_init": {"summary": {"layer_distance?": [MEAN], "*": MEAN}}},
+    "conditions": {"*": {"summary": {"layer_distance?": [MEAN], "*": MEAN},
+                         "runs": [{"checkpoint_sha256": str,
+                                   "hessian?": {"trace": {"rank": Count(), "tolerance": NUMBER}}}]}},
+    "hypotheses": [{"name": str, "statistic": str, "claim": str, "verdict": str, "reason": str, "legs": [LEG]}]}
+PAPER_ROBUSTNESS = {
+    "data": {"fingerprint": str},
+    "conditions": {"*": {"summary": dict.fromkeys(("accuracy", "tta_accuracy", "corrupted_accuracy", "macro_f1", "ece"),
+                                                  MEAN),
+                         "runs": [{"checkpoint_sha256": str, "corruptions": {"*": {"*": dict}}}]}}}
