@@ -363,8 +363,8 @@ def other_template(to: Path) -> str:
     shutil.copytree(lm(), to)
     (file,) = [f for f in (to / "chat_template.jinja", to / "tokenizer_config.json") if f.exists()][:1]
     text = file.read_text()
-    assert "assistant" in text
-    file.write_text(text.replace("<|im_start|>assistant", "<|im_start|> assistant"))
+    assert "<|im_start|>" in text
+    file.write_text(text.replace("<|im_start|>", "<|im_start|> "))
     return str(to)
 
 

@@ -1,5 +1,6 @@
 """From questions to token ids: templates of three families and plain text, checked against the rendered strings."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM
 
 from graft.errors import UserError
@@ -103,11 +104,14 @@ def test_thinking_is_off_only_because_it_is_asked_for():
     assert render(messages=turns, add_generation_prompt=True, enable_thinking=False).endswith(EMPTY_THOUGHT)
 
 
-def test_the_date_does_not_depend_on_the_day(tmp_path, monkeypatch):
-    prompt = _prompts.load(str(make(tmp_path, "llama", no_weights=True)))
-    rendered = prompt.text([], QUESTION)
-    monkeypatch.delitem(_prompts.VARIABLES, "date_string")
-    assert "Date: 26 Jul 2024" in rendered and prompt.text([], QUESTION) != rendered
+def test_the_date_does_not_depend_on_the_day(tmp_path):
+    loaded = _prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
+    assert "Date: 26 Jul 2024" in _prompts.Prompt(loaded, "chat").text([], QUESTION)
+    loaded.chat_template = loaded.chat_template.replace("date_string if date_string is defined else ", "")
+    assert "Date: 26 Jul 2024" in _prompts.Prompt(loaded, "chat").text([], QUESTION)
+    for day in ("strftime_now('%A %d %B %Y %H')", "strftime_now(format='%A %d %B %Y %H')"):
+        loaded.chat_template = loaded.chat_template.replace("strftime_now('%d %b %Y')", day)
+        assert "Date: Friday 26 July 2024 00" in _prompts.Prompt(loaded, "chat").text([], QUESTION)
 
 
 def test_decoding_keeps_spaces_and_drops_special_tokens(prompt):
@@ -126,16 +130,86 @@ def test_plain_text_begins_as_the_tokenizer_begins_it(tmp_path):
     assert _prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0][0] == loaded.bos_token_id
     loaded.backend_tokenizer.post_processor = processors.Sequence([])  # it has a BOS, but writes none
     assert loaded.bos_token_id not in _prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])[0]
+    loaded.bos_token = loaded.eos_token  # one token for both ends: where does the tokenizer write it?
+    for written, begins in (("$A <eos>", False), ("<eos> $A", True), ("<eos> $A <eos>", True)):
+        loaded.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=written, pair=f"{written} $B", special_tokens=[("<eos>", loaded.eos_token_id)])
+        (ids,) = _prompts.Prompt(loaded, "plain").prompt_ids([((), "a")])
+        assert (ids[0] == loaded.eos_token_id) == begins and ids.count(loaded.eos_token_id) == begins
+
+
+def template(answer_end: str, generate: str = "assistant: ", lead: str = "") -> str:
+    """Turns of a role, its words and an end."""
+    before = f"({lead!r} if turn.role == 'assistant' else '')"
+    return ("{%- for turn in messages -%}{{ turn.role + ': ' + " + before + " + turn.content + " + answer_end
+            + " }}{%- endfor -%}"
+            "{%- if add_generation_prompt -%}{{ " + repr(generate) + " }}{%- endif -%}")
 
 
 def test_the_end_of_a_turn_is_one_special_token(tmp_path):
     loaded = _prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
-    for between in ("", " ", "\n\n", "user"):  # the last is an added token, but no special one
-        ending = f"'{between}<|eot_id|>\n'"
-        loaded.chat_template = "{%- for turn in messages -%}{{ turn.content + " + ending + " }}{%- endfor -%}"
-        assert _prompts.Prompt(loaded, "chat").end == [loaded.convert_tokens_to_ids("<|eot_id|>")]
-    loaded.chat_template = "{%- for turn in messages -%}{{ turn.role + ': ' + turn.content + '\n' }}{%- endfor -%}"
-    assert _prompts.Prompt(loaded, "chat").end == [loaded.eos_token_id]  # nothing there ends a turn
+    end = loaded.convert_tokens_to_ids("<|eot_id|>")
+    for between in ("", " ", "\n\n"):
+        loaded.chat_template = template(repr(f"{between}<|eot_id|>\n"))
+        assert _prompts.Prompt(loaded, "chat").end == [end]
+    about = json.loads(loaded.backend_tokenizer.to_str())
+    for token in about["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "<|eot_id|>"
+    loaded._tokenizer = Tokenizer.from_str(json.dumps(about))
+    assert not loaded.added_tokens_decoder[end].special and _prompts.Prompt(loaded, "chat").end == [end]
+
+
+def refused(tokenizer, template: str) -> str:
+    tokenizer.chat_template = template
+    with pytest.raises(UserError) as caught:
+        _prompts.Prompt(tokenizer, "chat")
+    assert "\n" not in str(caught.value)
+    assert f"task.tokenizer: {tokenizer.name_or_path}: its chat template" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_template_must_write_prompt_answer_and_end(tmp_path):
+    loaded = _prompts.load(str(make(tmp_path, "llama", no_weights=True))).tokenizer
+    end = "'<|eot_id|>'"
+    loaded.chat_template = template(end, lead="\n ", generate="assistant: ")
+    prompt = _prompts.Prompt(loaded, "chat")  # space before every answer is a part of the answer
+    assert shown(prompt, prompt.answer_ids(["5"])[0]) == "\n 5<|eot_id|>"
+    for bad, why in {
+            template("'\n'"): "expected a token that ends the turn",
+            template("'user<|eot_id|>'"): "expected a token that ends the turn",
+            template(end, generate=""): "writes 'assistant:' between prompt and answer",
+            template(end, generate="model: "): "is not the prompt, then the answer",
+            template(end, lead="So "): "writes 'So' between prompt and answer",
+            template(end).replace("turn.content", "turn.content | upper"): "is not the prompt, then the answer",
+            template(end).replace("in messages", "in messages[-1:]"): "is not the prompt, then the answer",
+            "{{ messages[0].nothing.more }}": "UndefinedError", "{{ 1 // 0 }}": "ZeroDivisionError",
+            "{{ raise_exception('two\nlines') }}": "two lines",
+            "{% for m in messages %}{{ m.content }": "TemplateSyntaxError"}.items():
+        assert why in refused(loaded, bad)
+
+
+def test_an_items_text_holds_no_control_tokens_and_stays_as_it_is(tmp_path):
+    prompt = _prompts.load(str(make(tmp_path, "qwen3", no_weights=True)))
+    prompt.check("What is <think>, and who is the user?", "An added token, but no special one.", "Be brief. </think>")
+    for question, answer, system in itertools.permutations(["a", "b", "<|im_end|>"]):
+        with pytest.raises(ValueError, match="reads as a control token"):
+            prompt.check(question, answer, system)
+    plain = _prompts.load(str(tmp_path), layout="plain")
+    with pytest.raises(ValueError, match=r"holds '<\|endoftext\|>'"):
+        plain.check("a", "b <|endoftext|>")
+    prompt.tokenizer.chat_template = prompt.tokenizer.chat_template.replace(
+        "turn.content +", "turn.content.split('</think>')[-1] +")
+    thinking = _prompts.Prompt(prompt.tokenizer, "chat")
+    thinking.check("a", "b")
+    with pytest.raises(ValueError, match="its chat template changes 'a</think>b'"):
+        thinking.check("a", "a</think>b")
+
+
+def test_a_system_message_comes_first(prompt):
+    if (family_of(prompt), prompt.layout) == ("qwen3", "chat"):
+        assert prompt.text(SHOTS, QUESTION, "Be brief.").startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_st")
+    if prompt.layout == "plain":
+        assert prompt.text(SHOTS, QUESTION, "Be brief.") == f"Be brief.\n\n{PLAIN}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -116,11 +116,11 @@ def test_derangements_have_no_fixed_point_and_are_equally_likely():
     draw, drawn = random.Random(0), Counter()
     everything = {order for order in itertools.permutations(range(4)) if all(i != j for i, j in enumerate(order))}
     for _ in range(9000):
-        drawn[tuple(derangement(4, draw))] += 1
+        drawn[tuple(derangement(range(4), draw))] += 1
     assert set(drawn) == everything and len(everything) == 9
     chi2 = sum((count - 1000) ** 2 / 1000 for count in drawn.values())
     assert chi2 < 26.1  # the 0.999 quantile for 8 degrees of freedom
-    assert derangement(2, draw) == [1, 0]
+    assert derangement(range(2), draw) == [1, 0]
 
 
 def test_what_does_not_fit_drops_the_first_examples_and_never_the_answer(task):

@@ -1,14 +1,18 @@
 """From generated text to the answer in it: strictly, as the worked examples write it, and as kindly as is usual.
 
-Every function returns (strict, flexible), "" where there is none. Gold answers go through the same functions.
+Every function returns (strict, flexible), "" where there is none. `gold_*` read the same from a data set's own answer,
+whole or not at all: "" where anything else stands beside it (`#### 1/2`).
 """
 
 import re
+from collections.abc import Callable
 
 _SIGN = r"[-+−]"
 # After the mark commas are dropped wherever they stand; anywhere else they must separate thousands, for "1,2 or 3"
 # are three numbers. Digits are ASCII, and kept as text: a model may write thousands of them.
-_STRICT = re.compile(rf"####\s*({_SIGN}?)\s?\\?\$?\s?({_SIGN}?)([0-9][0-9,]*|(?=\.[0-9]))(?:\.([0-9]+))?")
+# What goes on as another kind of number (1/2, 7:30, 3e5, 2^10, 1.2.3) is not read in part.
+_STRICT = re.compile(rf"####\s*({_SIGN}?)\s?\\?\$?\s?({_SIGN}?)([0-9][0-9,]*+|(?=\.[0-9]))(?:\.([0-9]++))?"
+                     r"(?![0-9]|\s?[/:^*×]\s?[0-9]|[eE][-+−]?[0-9]|\.[0-9])")
 _ANYWHERE = re.compile(
     rf"(?:(?<![\w)])({_SIGN}))?\\?\$?(?:(?<=\$)({_SIGN}))?(?<![A-Za-z_0-9])"
     r"([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<![0-9])(?=\.[0-9]))(?:\.([0-9]+))?")
@@ -30,6 +34,21 @@ def _last_number(pattern: re.Pattern[str], text: str) -> str:
     return found
 
 
+_WHOLE = re.compile(rf"({_SIGN}?)\s?\\?\$?\s?({_SIGN}?)([0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+|(?=\.[0-9]))"
+                    r"(?:\.([0-9]+))?\s?(?:\\?%)?\.?")
+
+
+def whole_number(text: str) -> str:
+    """The number that all of a text is, `$`, `%` and a full stop aside."""
+    match = _WHOLE.fullmatch(text.strip())
+    return normal_number(*match.groups(default="")) if match else ""
+
+
+def gold_number(text: str) -> str:
+    """The number that is all that stands after the last `####`."""
+    return whole_number(text.rsplit("####", 1)[1]) if "####" in text else ""
+
+
 def normal_number(sign: str, inner_sign: str, whole: str, fraction: str) -> str:
     """One spelling for equal numbers: no separators, no leading or trailing zeros, no plus, no negative zero."""
     whole, fraction = whole.replace(",", "").lstrip("0") or "0", fraction.rstrip("0")
@@ -41,11 +60,21 @@ def normal_number(sign: str, inner_sign: str, whole: str, fraction: str) -> str:
 
 def boxed(text: str) -> tuple[str, str]:
     r"""The last complete `\boxed{…}` (or `\fbox{…}`, `\boxed 5`) as `normal_latex` writes it; else the last number."""
-    strict = ""
-    for match in re.finditer(r"\\f?box(?:ed)?\s*(\{|[^\s{}$.,]+)", text):
-        inside = _braced(text, match.end()) if match[1] == "{" else match[1]
-        strict = normal_latex(inside) if inside is not None else strict
+    found = [inside for inside in _boxes(text) if inside is not None]
+    strict = normal_latex(found[-1]) if found else ""
     return strict, strict or number(text)[1]
+
+
+def gold_boxed(text: str) -> str:
+    """What stands in the last box, which must be closed."""
+    found = _boxes(text)
+    return normal_latex(found[-1]) if found and found[-1] is not None else ""
+
+
+def _boxes(text: str) -> list[str | None]:
+    """What stands in each box of a text; None in one that is not closed."""
+    return [_braced(text, match.end()) if match[1] == "{" else match[1]
+            for match in re.finditer(r"\\f?box(?:ed)?\s*(\{|[^\s{}$.,]+(?:[.,][0-9]+)*)", text)]
 
 
 def _braced(text: str, start: int) -> str | None:
@@ -101,3 +130,52 @@ def letter(text: str) -> tuple[str, str]:
 def _last(pattern: str, text: str) -> str:
     found = re.findall(pattern, text)
     return found[-1] if found else ""
+
+
+def whole_letter(text: str) -> str:
+    """The letter A to E that all of a text is, brackets and a full stop aside."""
+    match = re.fullmatch(r"\(?([A-E])\)?\.?", text.strip())
+    return match[1] if match else ""
+
+
+# ------------------------------------------------------------------------------------ the user's own data
+
+Extract = Callable[[str], tuple[str, str]]
+Gold = Callable[[str], str]
+
+
+def by_pattern(pattern: str) -> tuple[Extract, Gold]:
+    """How answers are read from generated text, and gold ones from data.
+
+    exact: the whole text, runs of space made one. number, boxed, letter: as above, and strictly also where the number
+    or letter is all there is. Else a regular expression: the last match, of its first group if it has one; flexibly
+    also in other case. Raises re.error if it is none.
+    """
+    if pattern == "exact":
+        return lambda text: (_spaced(text),) * 2, _spaced
+    if pattern == "boxed":
+        return boxed, gold_boxed
+    if pattern in ("number", "letter"):
+        find, whole = (number, whole_number) if pattern == "number" else (letter, whole_letter)
+        marked = gold_number if pattern == "number" else lambda text: letter(text)[0]
+        return (lambda text: _first(whole(text), find(text))), lambda text: whole(text) or marked(text)
+    strict, flexible = re.compile(pattern), re.compile(pattern, re.IGNORECASE)
+
+    def extract(text: str) -> tuple[str, str]:
+        found = _last_match(strict, text)
+        return found, found or _last_match(flexible, text)
+
+    return extract, lambda text: _last_match(strict, text)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _first(whole: str, found: tuple[str, str]) -> tuple[str, str]:
+    return (whole, whole) if whole else found
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> str:
+    matches = list(pattern.finditer(text))
+    return _spaced(matches[-1][min(1, pattern.groups)] or "") if matches else ""

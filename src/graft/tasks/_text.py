@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -26,6 +28,32 @@ class Item:
     answer: str  # the assistant's turn
     gold: str  # what an extracted prediction must equal
     group: str = ""  # worked examples come from the same group
+    system: str = ""  # the system's turn, before everything else
+
+
+Content = tuple[str, str]  # group, normal question
+_ALIKE = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+
+
+def content(item: Item) -> Content:
+    """What two items have in common that ask the same: their group, and the question but for case, width, space around
+    marks, kinds of quotes and dashes, and a mark at its end."""
+    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", item.question)).casefold().translate(_ALIKE)
+    text = re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
+    return item.group, text.rstrip(".?!:") or text
+
+
+def divide(items: Sequence[Item], fraction: float, base: int) -> tuple[list[int], list[int]]:
+    """The items to hold out, about a `fraction` of them, and the others, each in a random order that follows from the
+    key `base`; items of one content are on one side."""
+    places: dict[Content, list[int]] = {}
+    for i, item in enumerate(items):
+        places.setdefault(content(item), []).append(i)
+    alike, held, kept = list(places.values()), [], []
+    for j in keyed.permutation(base, len(alike)).tolist():
+        (held if len(held) < round(fraction * len(items)) else kept).extend(alike[j])
+    return held, kept
 
 
 class Ragged:
@@ -66,12 +94,15 @@ class TextSplit:
 
     def __init__(self, name: str, items: Sequence[Item], prompt: Prompt):
         self.name, self.items, self.device = name, list(items), torch.device("cpu")
-        self.prompts = Ragged(prompt.prompt_ids([((), item.question) for item in self.items]))
+        self.prompts = Ragged(prompt.prompt_ids([((), item.question, item.system) for item in self.items]))
         self.answers = Ragged(prompt.answer_ids([item.answer for item in self.items]))
         self.lengths = self.prompts.lengths + self.answers.lengths
-        self.groups: dict[str, list[int]] = {}
-        for i, item in enumerate(self.items):
-            self.groups.setdefault(item.group, []).append(i)
+        self.contents = [content(item) for item in self.items]
+        self.first: dict[Content, int] = {}  # where each content stands, the first time
+        self.groups: dict[str, list[int]] = {}  # those places, by group
+        for i, about in enumerate(self.contents):
+            if self.first.setdefault(about, i) == i:
+                self.groups.setdefault(about[0], []).append(i)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -113,6 +144,7 @@ class TextTask:
     splits: dict[str, TextSplit]  # train, val, test
     extract: Callable[[str], tuple[str, str]]  # generated text -> prediction: strict, flexible; "" if there is none
     stop: tuple[str, ...] = ()  # text that ends an answer besides the end-of-turn token
+    overlap: int = 0  # test items whose question also stands in train or val
 
     unit = "items"
     classes = ()
@@ -129,7 +161,8 @@ class TextTask:
         left_out = f"{self.left_out} of {kept + self.left_out} training items are longer than task.max_length " \
                    f"{self.max_length} and left out"
         return (f"{self.prompt.layout} layout, {int(self.splits['train'].answers.lengths.sum()):,} answer tokens; "
-                + left_out,)
+                + left_out,
+                f"{self.overlap:,} of {len(self.splits['test']):,} test questions also stand in train or val")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -152,24 +185,41 @@ def fingerprint(items: Sequence[Item]) -> str:
 
 def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Item], prompt: Prompt, *,
               val_fraction: float, split_seed: int, subset: int, max_length: int,
-              extract: Callable[[str], tuple[str, str]], stop: tuple[str, ...] = ()) -> TextTask:
+              extract: Callable[[str], tuple[str, str]], stop: tuple[str, ...] = (),
+              allow_overlap: bool = True) -> TextTask:
     """A task from its items: validation is held out from `train`, then `subset` items are kept (0: all).
 
     Training items longer than `max_length` tokens are left out and counted: an answer is never cut. Raises
-    UserError if `subset` asks for more than there are, or nothing is left.
+    UserError if `subset` asks for more than there are, nothing is left, or a test question also stands in train or
+    val without `allow_overlap`.
     """
-    order = keyed.permutation(keyed.key(split_seed, "val"), len(train)).tolist()
-    held_out = round(val_fraction * len(train))
-    kept = order[held_out:]
+    held, kept = divide(train, val_fraction, keyed.key(split_seed, "val"))
     if subset > len(kept):
         raise UserError(f"task.subset: {name} has {len(kept)} training items, got {subset}")
-    chosen = {"train": [train[i] for i in sorted(kept[:subset or None])],
-              "val": [train[i] for i in sorted(order[:held_out])], "test": list(test)}
+    chosen = {"train": [train[i] for i in sorted(kept[:subset or None])], "val": [train[i] for i in sorted(held)],
+              "test": list(test)}
     splits = {key: TextSplit(key, items, prompt) for key, items in chosen.items()}
     fits = (splits["train"].lengths <= max_length).tolist()
     if not all(fits):
         splits["train"] = TextSplit("train", [item for item, ok in zip(chosen["train"], fits) if ok], prompt)
     if not len(splits["train"]):
         raise UserError(f"task.max_length: no training item of {name} fits {max_length} tokens")
+    shared = _shared(splits)
+    if shared and not allow_overlap:
+        first, other = splits["test"].items[shared[0][0]], shared[0][1]
+        raise UserError(f"task.allow_overlap: {name}: {len(shared)} of {len(test)} test questions also stand in train "
+                        f"or val (item {first.id} of test is item {other.id} of the training data, "
+                        f"{first.question[:60]!r}); remove them, or set it to true")
     digests = {key: fingerprint(split.items) for key, split in splits.items()}
-    return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop)
+    return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop, len(shared))
+
+
+def _shared(splits: dict[str, TextSplit]) -> list[tuple[int, Item]]:
+    """The places of test items whose content is also in train or val, each with the first item there."""
+    found = []
+    for i, about in enumerate(splits["test"].contents):
+        for split in (splits["train"], splits["val"]):
+            if about in split.first:
+                found.append((i, split.items[split.first[about]]))
+                break
+    return found

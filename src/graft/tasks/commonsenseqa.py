@@ -24,11 +24,14 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 256,
           val_fraction: Annotated[float, "[0, 0.5]", "part of the training items held out for validation"] = 0.05,
           split_seed: Annotated[int, ">= 0", "which items those are"] = 0,
-          subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0) -> TextTask:
+          subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0,
+          allow_overlap: Annotated[bool, "", "test questions may also stand in train; they are counted"] = True,
+          ) -> TextTask:
     """CommonsenseQA with its validation split as test, whose own answers are not published."""
     return _rows.task(PUBLISHED, _read, letter, "\n\nQuestion:", source=source, root=root, revision=revision,
                       tokenizer=tokenizer, tokenizer_revision=tokenizer_revision, layout=layout, max_length=max_length,
-                      val_fraction=val_fraction, split_seed=split_seed, subset=subset)
+                      val_fraction=val_fraction, split_seed=split_seed, subset=subset,
+                      allow_overlap=allow_overlap)
 
 
 def _read(row: _rows.Row) -> tuple[str, str, str]:

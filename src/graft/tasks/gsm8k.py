@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from graft.tasks import _rows
-from graft.tasks._answers import number
+from graft.tasks._answers import gold_number, number
 from graft.tasks._text import TextTask
 
 TEXT = True
@@ -22,16 +22,19 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           max_length: Annotated[int, "> 0", "tokens; longer training items are left out"] = 512,
           val_fraction: Annotated[float, "[0, 0.5]", "part of the training items held out for validation"] = 0.05,
           split_seed: Annotated[int, ">= 0", "which items those are"] = 0,
-          subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0) -> TextTask:
+          subset: Annotated[int, ">= 0", "train on that many items only; 0: all"] = 0,
+          allow_overlap: Annotated[bool, "", "test questions may also stand in train; they are counted"] = True,
+          ) -> TextTask:
     """GSM8K with its official test split; the answer is the solution as published, which ends with `#### n`."""
     return _rows.task(PUBLISHED, _read, number, "\n\nQuestion:", source=source, root=root, revision=revision,
                       tokenizer=tokenizer, tokenizer_revision=tokenizer_revision, layout=layout, max_length=max_length,
-                      val_fraction=val_fraction, split_seed=split_seed, subset=subset)
+                      val_fraction=val_fraction, split_seed=split_seed, subset=subset,
+                      allow_overlap=allow_overlap)
 
 
 def _read(row: _rows.Row) -> tuple[str, str, str]:
     answer = _rows.text(row, "answer")
-    gold, _ = number(answer)
+    gold = gold_number(answer)
     if not gold:
-        raise ValueError(f"answer: expected a number after ####, got {answer[-60:]!r}")
+        raise ValueError(f"answer: expected a number after ####, and nothing else, got {answer[-60:]!r}")
     return f"Question: {_rows.text(row, 'question')}", answer, gold

@@ -95,5 +95,5 @@ def _documents(prompt: Prompt, rules: Sequence[int], examples: int, count: int, 
         rule = draw.choice(rules)
         shots: list[Shot] = [(text, apply(rule, text)) for text in draw.sample(known, examples)]
         question, rest = (prompt.text(shots[:-1], shots[-1][0]) + shots[-1][1]).split("\n", 1)
-        items.append(Item(i, question, rest, shots[0][1], RULES[rule]))
+        items.append(Item(i, question, rest, shots[0][1], f"{split} {i}"))  # no other asks the same
     return items

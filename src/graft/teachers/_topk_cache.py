@@ -22,7 +22,7 @@ from tqdm import tqdm
 from graft.errors import Locked, UserError
 from graft.outputs import Outputs, Tokens
 from graft.runtime.digests import of_files
-from graft.tasks._context import Context
+from graft.tasks._context import CHOICE, Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir
 from graft.teachers._topk import divide, within
@@ -56,7 +56,7 @@ def about(task: TextTask, context: Context, base: str, precision: str, dtype: st
                         "model's; name teacher.model")
     return {"format": FORMAT, "model": base, "tokenizer": task.prompt.tokenizer_sha256,
             "template": task.prompt.template_sha256, "items": task.fingerprints["train"], "max_length": task.max_length,
-            "split": "train", "context": asdict(context), "precision": precision, "dtype": dtype}
+            "split": "train", "context": asdict(context), "choice": CHOICE, "precision": precision, "dtype": dtype}
 
 
 def said(short: int, items: int, context: Context) -> str:
