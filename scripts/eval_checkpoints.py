@@ -44,6 +44,14 @@ def contrast(word: str) -> tuple[str, str]:
     return a, b
 
 
+def label(word: str) -> tuple[str, str]:
+    """Name and display name of `name=label`."""
+    name, equals, text = word.partition("=")
+    if not equals or not name or not text:
+        raise argparse.ArgumentTypeError(f"expected name=label, got {word!r}")
+    return name, text
+
+
 def refuse_unknown(contrasts: list[tuple[str, str]], names: list[str]) -> None:
     """Raise UserError for a contrast of a condition that is not among those to score."""
     for pair in contrasts:
@@ -133,6 +141,9 @@ def main() -> None:
                         help="auto: the averaged weights where a run has them")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    for what in ("condition", "metric"):
+        parser.add_argument(f"--{what}_labels", nargs="+", type=label, default=[], metavar="NAME=LABEL",
+                            help=f"display names of {what}s, for tables and figures")
     rebuild.add_data_options(parser)
     text = parser.add_argument_group("language models")
     text.add_argument("--steps", choices=["all", "final"], default="all", help="checkpoints scored on validation")
@@ -178,6 +189,10 @@ def main() -> None:
             print(f"note: {name} differs from {options.baseline} also in {keys}; the comparison is one of recipes too")
         if not notes["same_training_data"]:
             print(f"note: {name} was trained on other items than {options.baseline}; both are scored on the same")
+    for name, text in options.condition_labels:
+        if name in assembled["conditions"]:
+            assembled["conditions"][name]["label"] = text
+    assembled |= {"metric_labels": dict(options.metric_labels)} if options.metric_labels else {}
     results.write_json(options.output, assembled)
     print(tables.shown(assembled), end="")
     print(f"wrote {options.output}")

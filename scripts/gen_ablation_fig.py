@@ -111,7 +111,7 @@ def main() -> None:
     rows = pd.DataFrame([found[name] for name in chosen]).join(gaps, on="condition")
     referred = pd.DataFrame([found[name] for name in REFERENCES if name in found and name not in chosen])
     with figures.style():
-        paths = figures.save(draw(rows, seeds, found, args.split), args.out, args.name,
+        paths = figures.save(draw(rows, seeds, found, args.split), args,
                              pd.concat([part for part in (rows, referred, seeds) if len(part)], ignore_index=True))
     print(*paths, sep="\n")
 

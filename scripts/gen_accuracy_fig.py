@@ -53,7 +53,7 @@ def main() -> None:
     title = f"{args.split} accuracy, %" + ("" if pd.isna(chance) else f" (chance {100 * chance:.3g})")
     with figures.style():
         figure = draw(rows, seeds, content.get("baseline", ""), title)
-        paths = figures.save(figure, args.out, args.name, pd.concat([rows, seeds], ignore_index=True))
+        paths = figures.save(figure, args, pd.concat([rows, seeds], ignore_index=True))
     print(*paths, sep="\n")
 
 

@@ -84,7 +84,7 @@ def main() -> None:
     name_missing(found, f"{args.results}: {args.split}")
     table = pd.concat([part for part in (means, pd.DataFrame(found.values()), points) if len(part)], ignore_index=True)
     with figures.style():
-        paths = figures.save(draw(means, points, chosen, found, baseline, args.split), args.out, args.name, table)
+        paths = figures.save(draw(means, points, chosen, found, baseline, args.split), args, table)
     print(*paths, sep="\n")
 
 

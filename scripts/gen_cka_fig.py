@@ -125,7 +125,7 @@ def main() -> None:
     table = pd.concat([cells(panel) for row in rows for panel in row])
     front = ["condition", "pair", "layer_1", "layer_2", "cka", "seeds", "null_max_abs"]
     with figures.style():
-        paths = figures.save(draw(rows, note), args.out, args.name,
+        paths = figures.save(draw(rows, note), args,
                              table[[*front, *(key for key in table if key not in front)]])
     print(*paths, sep="\n")
 

@@ -65,7 +65,7 @@ def main() -> None:
                            "predicted": classes[j], "count": count, "percent": 100 * count / max(matrix[i].sum(), 1)}
                           for name, matrix in counts.items() for (i, j), count in np.ndenumerate(matrix)])
     with figures.style():
-        paths = figures.save(draw(counts, classes), args.out, args.name, table)
+        paths = figures.save(draw(counts, classes), args, table)
     print(*paths, sep="\n")
 
 

@@ -99,7 +99,7 @@ def main() -> None:
         print(f"missing: {key}", file=sys.stderr)
     table = table[table["key"].isin(keys)][["condition", "key", "step", "mean", *BANDS[args.band], "seeds"]]
     with figures.style():
-        paths = figures.save(draw(table, conditions, keys, args.band), args.out, args.name, table)
+        paths = figures.save(draw(table, conditions, keys, args.band), args, table)
     print(*paths, sep="\n")
 
 

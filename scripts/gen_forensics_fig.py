@@ -122,7 +122,7 @@ def main() -> None:
     spectra = pd.concat([spectrum(runs).assign(condition=name) for name, runs in found.items()])
     table = pd.concat([means(seeds), seeds, spectra.assign(panel="locality_spectrum")], ignore_index=True)
     with figures.style():
-        paths = figures.save(draw(content, found, seeds, spectra), args.out, args.name, table)
+        paths = figures.save(draw(content, found, seeds, spectra), args, table)
     print(*paths, sep="\n")
 
 

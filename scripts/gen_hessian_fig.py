@@ -69,7 +69,7 @@ def main() -> None:
     if len(images) > 1:
         raise UserError(f"{args.forensics}: hessian.n: expected one number of images, got {sorted(images)}")
     with figures.style():
-        paths = figures.save(draw(table, chosen, *images), args.out, args.name,
+        paths = figures.save(draw(table, chosen, *images), args,
                              table[["condition", "seed", "kind", "eigenvalue", "density", "parameters"]])
     print(*paths, sep="\n")
 

@@ -31,7 +31,7 @@ def main() -> None:
     uniform = content["references"]["uniform"]["mean_distance"]
     table = table[["condition", "seeds", "block", "mean", "min", "max"]].assign(uniform=uniform)
     with figures.style():
-        paths = figures.save(draw(table, uniform), args.out, args.name, table)
+        paths = figures.save(draw(table, uniform), args, table)
     print(*paths, sep="\n")
 
 

@@ -24,7 +24,7 @@ def main() -> None:
         draw_spectrum(ax, table, uniform, content["thresholds"]["relative"])
         legend(figure)
         table = table[["condition", "seeds", "rank", "mean", "min", "max"]].assign(uniform=uniform)
-        paths = figures.save(figure, args.out, args.name, table)
+        paths = figures.save(figure, args, table)
     print(*paths, sep="\n")
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     errors = {name: tuple(sum(run["clean"][key] for run in conditions[name]["runs"]) / len(conditions[name]["runs"])
                           for key in ("ece", "ece_calibrated")) for name in chosen}
     with figures.style():
-        paths = figures.save(draw(table, errors), args.out, args.name, table)
+        paths = figures.save(draw(table, errors), args, table)
     print(*paths, sep="\n")
 
 

@@ -77,7 +77,7 @@ def main() -> None:
     at = np.geomspace(smallest, 1, POINTS)
     table = pd.concat([part for name in chosen for part in (curves(name, runs[name], at), areas(name, runs[name]))])
     with figures.style():
-        paths = figures.save(draw(table, chosen), args.out, args.name, table)
+        paths = figures.save(draw(table, chosen), args, table)
     print(*paths, sep="\n")
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     table = pd.DataFrame([row for group in groups.values() for row in group])
     conditions = [name for name in args.conditions or CONDITIONS if name in set(table["condition"])]
     with figures.style():
-        paths = figures.save(draw(table, conditions, args.split), args.out, args.name, table)
+        paths = figures.save(draw(table, conditions, args.split), args, table)
     print(*paths, sep="\n")
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     chosen = figures.choose(args.conditions, [] if rows.empty else list(rows["condition"]), where, args.allow_missing)
     rows = rows.set_index("condition", drop=False).loc[chosen].reset_index(drop=True)
     with figures.style():
-        paths = figures.save(draw(rows), args.out, args.name, rows)
+        paths = figures.save(draw(rows), args, rows)
     print(*paths, sep="\n")
 
 

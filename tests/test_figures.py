@@ -1,5 +1,6 @@
 """Figures: equal bytes for equal numbers, embedded fonts, and the drawn numbers are the input's."""
 
+import argparse
 import json
 import sys
 
@@ -10,7 +11,7 @@ from PIL import Image
 import gen_accuracy_fig
 import gen_curves_fig
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import figures, results
+from graft.reporting import figures, results, tables
 from test_results import DATA, make_run, scored
 
 ACCURACY = {"baseline": [0.6, 0.62, 0.58], "distill": [0.7, 0.75, 0.8], "one": [0.5]}
@@ -136,5 +137,24 @@ def test_names_with_a_dollar_are_no_formula(tmp_path):
         ax.set_xscale("log")
         figures.logarithmic(ax.xaxis)
         figure.legend()
-        figures.save(figure, tmp_path, "f", pd.DataFrame({"a": [1]}))
+        args = argparse.Namespace(results=tmp_path / "results.json", out=tmp_path, name="f")
+        figures.save(figure, args, pd.DataFrame({"a": [1]}))
         assert {label.get_text() for label in ax.get_xticklabels()} >= {"10⁰", "10³"}
+
+
+def test_display_names_are_shown_and_keys_stay(monkeypatch, study):
+    content = results.read_results(study / "results.json")
+    content["conditions"]["distill"]["label"] = "distilled"
+    results.write_json(study / "results.json", content | {"metric_labels": {"accuracy": "exact match"}})
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    accuracy_figure(monkeypatch, study, study / "a")
+    curves_figure(monkeypatch, study, study / "a")
+    bars, curves = drawn[0], drawn[2]
+    bars.draw_without_rendering()
+    assert [text.get_text() for text in bars.axes[0].get_yticklabels()] == ["baseline", "distilled", "one\n(1 seed)"]
+    assert bars.axes[0].get_xlabel().startswith("test exact match, %")
+    assert "distilled" in [text.get_text() for text in curves.legends[0].get_texts()]
+    assert "distilled" not in (study / "a/accuracy.csv").read_text()
+    shown = tables.shown(results.read_results(study / "results.json"))
+    assert "| distilled | test |" in shown and "| exact match % |" in shown and "| distill |" not in shown

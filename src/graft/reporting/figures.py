@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from graft.errors import UserError
+from graft.reporting import reading
 
 COLUMN, PAGE = 3.25, 6.75  # inches: widths of one column and of both
 # Conditions differ in colour, marker and line style, so that grey print and colour-blind readers can tell them apart.
@@ -88,11 +91,40 @@ def choose(asked: list[str] | None, present: list[str], where: str, allow_missin
     return chosen
 
 
-def save(figure: Figure, out_dir: str | Path, name: str, table: pd.DataFrame) -> list[Path]:
-    """Write `name`.pdf, .png (300 dpi) and .csv, the numbers drawn; no dates, so that equal input gives equal bytes."""
-    out_dir = Path(out_dir)
+def rename(figure: Figure, labels: dict[str, str]) -> None:
+    """Show conditions and metrics by their display names, wherever a figure names one; its numbers keep the keys."""
+    if not labels:
+        return
+    longest = sorted(labels, key=len, reverse=True)
+    words = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest))})(?![\w.-])")
+
+    def shown(text: str) -> str:
+        return words.sub(lambda found: labels[found[0]], text)
+
+    for text in figure.findobj(Text):
+        text.set_text(shown(text.get_text()))
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_locator(), FixedLocator):  # its labels are made anew when it is drawn
+            axis.set_ticks(axis.get_ticklocs(), [shown(text.get_text()) for text in axis.get_ticklabels()])
+
+
+def _labels(args: argparse.Namespace) -> dict[str, str]:
+    """The display names in the results.json that a figure is drawn from, or that lies beside its source."""
+    source = next(getattr(args, key) for key in ("results", "forensics", "base_dir") if hasattr(args, key))
+    source = Path(source[0] if isinstance(source, list) else source)
+    file = (source if source.is_dir() else source.parent) / "results.json"
+    return reading.labels(reading.read_results(file)) if file.is_file() else {}
+
+
+def save(figure: Figure, args: argparse.Namespace, table: pd.DataFrame) -> list[Path]:
+    """Write .pdf, .png (300 dpi) and .csv, the numbers drawn; no dates, so that equal input gives equal bytes.
+
+    `args` are those of `arguments`.
+    """
+    rename(figure, _labels(args))
+    out_dir = Path(args.out)
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = [out_dir / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    paths = [out_dir / f"{args.name}.{suffix}" for suffix in ("pdf", "png", "csv")]
     with style():
         figure.savefig(paths[0], metadata={"CreationDate": None})
         figure.savefig(paths[1], metadata={"Software": None})

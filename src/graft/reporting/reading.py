@@ -115,6 +115,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def labels(content: dict[str, Any]) -> dict[str, str]:
+    """The display names of a results.json, by condition and metric; those that have none are missing."""
+    found = {name: condition["label"] for name, condition in content["conditions"].items() if "label" in condition}
+    return found | content.get("metric_labels", {})
+
+
 def read_robustness(path: str | Path) -> dict[str, Any]:
     """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
     content = _read(path, ROBUSTNESS)

@@ -37,7 +37,7 @@ VERSUS = {"difference": NUMBER, "ci95": CI95, "p_holm": Share(), "detectable": M
 CHANGES = [[str, object, object]]
 CONDITION = {
     "runs": [RUN], "summary": {"*": MEANS}, "vs_baseline": {"*": {"accuracy": VERSUS, "*": VERSUS}},
-    "differs?": CHANGES, "recipe_differs?": CHANGES,
+    "differs?": CHANGES, "recipe_differs?": CHANGES, "label?": str,
     # of text, each where it can be computed
     "curve?": [{"seed": int, "step": Count(), "split": str, "n": Count(1),
                 "metrics": {"accuracy": {"value": Share(), "ci95": CI95}, "*": {"value": NUMBER}}}],
@@ -45,7 +45,8 @@ CONDITION = {
     "gap_closed?": {"*": {"*": {"value": MAYBE, "ci95": CI95, "scope": str}}}}
 RESULTS = {
     "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
-    "code_sha": str, "baseline?": str, "order?": [str], "conditions": {"*": CONDITION},
+    "code_sha": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
+    "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 
 CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},

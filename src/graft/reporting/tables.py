@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from graft.errors import UserError
+from graft.reporting.reading import labels
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
                 "accuracy": accuracy["mean"], **_ends("", accuracy), **_difference("difference", versus),
                 "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
                 "chance": 1 / classes if classes else None, **_of_text(condition, split)})
-    return _numbers(lines, ("condition", "split", "seeds", "n"))
+    return _numbers(lines, ("condition", "split", "seeds", "n"), results)
 
 
 def _of_text(condition: dict[str, Any], split: str) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def contrasts(results: dict[str, Any]) -> pd.DataFrame:
     """One row a contrast and split: accuracy of its first condition minus that of its second; fractions."""
     return _numbers([{"contrast": f"{one['a']} - {one['b']}", "split": one["split"], **_difference("difference", one),
                       "p_holm": one["p_holm"], "detectable": one["detectable"]}
-                     for one in results.get("contrasts", []) if one["metric"] == "accuracy"], ("contrast", "split"))
+                     for one in results.get("contrasts", []) if one["metric"] == "accuracy"], ("contrast", "split"),
+                    results)
 
 
 def _difference(column: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +66,9 @@ def _ends(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}cut": " ".join(found.get("cut", ()))}
 
 
-def _numbers(lines: list[dict[str, Any]], others: tuple[str, ...]) -> pd.DataFrame:
+def _numbers(lines: list[dict[str, Any]], others: tuple[str, ...], results: dict[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
+    frame.attrs["labels"] = labels(results)  # what people read; the columns hold the keys
     text = [column for column in frame if column in others or column.endswith(("scope", "cut"))]
     return frame.astype({column: float for column in frame if column not in text})
 
@@ -118,7 +121,13 @@ def _contrast(row: Any) -> dict[str, str]:
 def _display(frame: pd.DataFrame) -> pd.DataFrame:
     """A table as text, in percent and percentage points."""
     cells = _contrast if "contrast" in frame else _condition
-    return pd.DataFrame([cells(row) for row in frame.itertuples()])
+    found = pd.DataFrame([cells(row) for row in frame.itertuples()])
+    names = frame.attrs.get("labels", {})
+    for column in found.columns.intersection(["condition", "contrast"]):
+        found[column] = [" - ".join(names.get(name, name) for name in cell.split(" - ")) for cell in found[column]]
+    heads = [column.partition(" ") for column in found]  # "accuracy %"
+    found.columns = ["".join([names.get(metric, metric), *unit]) for metric, *unit in heads]
+    return found
 
 
 def shown(results: dict[str, Any], split: str = "") -> str:

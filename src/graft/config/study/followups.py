@@ -45,8 +45,8 @@ def _scores(graph: Graph, conditions: Sequence[str], references: Sequence[str], 
     pairs = [pair for pair in study.contrasts if {*pair.split(":")} <= {*conditions}]
     words += ["--contrasts", *pairs] if pairs else []
     labels = [f"{name}={item.label}" for name, item in study.conditions.items() if item.label and name in conditions]
-    labels += [f"{name}={label}" for name, label in study.metrics.items()]
-    words += ["--labels", *labels] if labels else []
+    words += ["--condition_labels", *labels] if labels else []
+    words += ["--metric_labels", *(f"{name}={label}" for name, label in study.metrics.items())] if study.metrics else []
     return [_step(graph, "scores", "eval_checkpoints",
                   [*words, *graph.asked.environment.get("EVAL_ARGS", "").split()], gpus="eval")]
 
