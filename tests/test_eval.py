@@ -64,6 +64,30 @@ def test_results_are_complete_and_true(study, monkeypatch, capsys):
     assert "| smoothed | test |" in capsys.readouterr().out
 
 
+def test_a_distilled_student_is_read_in_three_ways(tmp_path, monkeypatch):
+    base = tmp_path / "study"
+    run_main(tiny(base / "baseline", "train.duration=10st", "student.distilled=true", "student.inference=avg"))
+    monkeypatch.setattr(sys, "argv", ["eval", "--base_dir", str(base), "--conditions", "baseline", "--splits", "test",
+                                      "--output", str(base / "results.json")])
+    eval_checkpoints.main()
+    baseline = results.read_results(base / "results.json")["conditions"]["baseline"]
+    task = parts.build("tasks", tiny(tmp_path).task)
+    from graft.evaluation import rebuild
+    student, _ = rebuild.student(rebuild.trained(base / "baseline/seed0"), task)
+    split, tokens = task.splits["test"], []
+    with torch.no_grad():
+        for i in range(360):  # an oracle that shares no code with the scorer
+            image = (split.images[i:i + 1].float() / 255 - student.mean) / student.std
+            tokens.append(student.model.forward_features(image))
+        tokens = torch.cat(tokens)
+        cls, dist = student.model.head(tokens[:, 0]), student.model.head_dist(tokens[:, 1])
+    metrics = baseline["runs"][0]["metrics"]
+    for name, logits in {"cls": cls, "dist": dist, "avg": cls + dist}.items():
+        assert metrics[f"accuracy_{name}"]["n_correct"] == int((logits.argmax(1) == split.labels).sum()), name
+        assert f"accuracy_{name}" in baseline["summary"]["test"]
+    assert metrics["accuracy_avg"] == metrics["accuracy"]
+
+
 def test_only_what_is_missing_is_scored_again(study, monkeypatch):
     first = evaluate(study, monkeypatch)
     (study / "smoothed/seed1/eval/test-10.parquet").unlink()

@@ -132,7 +132,8 @@ def test_heads_of_a_distilled_vit():
         torch.testing.assert_close(trained.distill_logits, dist)
         torch.testing.assert_close(scored.logits, expected)
         torch.testing.assert_close(scored.distill_logits, dist)
-        assert not torch.allclose(cls, dist)
+        torch.testing.assert_close(scored.readings, {"cls": cls, "dist": dist, "avg": (cls + dist) / 2})
+        assert not torch.allclose(cls, dist) and not trained.readings
 
 
 def test_class_token_dropout_reads_the_mean_patch_token_in_training_only():

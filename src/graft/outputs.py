@@ -72,6 +72,9 @@ class Outputs:
     (B, T, T) is the attention between the patches in block 3, its rows summing to 1, the mean of the heads;
     `heads.3` (B, H, T, T) has each of them.
 
+    A student with a distillation token can be read in three ways, (N, K) each: `readings` has the class token's logits
+    (`cls`), the distillation token's (`dist`) and the mean of both (`avg`).
+
     A causal LM's logits over its whole vocabulary are too large to keep: it returns the hidden states at the
     positions that predict answer tokens and the `head` that turns them into logits, piece by piece. Its features
     are `next`, (N, D): the hidden states one position later, at the answer tokens themselves. A teacher with a
@@ -84,6 +87,7 @@ class Outputs:
     hidden: Tensor | None = None  # (N, D) at scored positions, before `head`
     head: Callable[[Tensor], Tensor] | None = None  # (n, D) -> logits (n, V)
     topk: dict[str, TopK] = field(default_factory=dict)
+    readings: dict[str, Tensor] = field(default_factory=dict)  # in evaluation, where there is more than one head
 
     def of_neighbours(self) -> "Outputs":
         """Each image with its neighbour's outputs: of the same kind and scale, but about something else."""

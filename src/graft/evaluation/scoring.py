@@ -22,7 +22,8 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
 
     Columns, each `(N,)`: `index`, `label`, `prediction`, `confidence` (the largest softmax probability),
     `nll` (nats, of the label), `label_rank` (0 if the label has the highest logit; ties count against it);
-    with `log_probs` also that, `(N, K)` in float64.
+    with `log_probs` also that, `(N, K)` in float64. A student with a distillation token is read in all three ways:
+    `accuracy_cls`, `accuracy_dist` and `accuracy_avg` say whether each predicts the label.
     Every example is scored exactly once. Raises UserError if there is none, or a logit is not finite.
     """
     if not len(split):
@@ -30,22 +31,23 @@ def score(model: nn.Module, split, device: torch.device, batch_size: int, rank: 
     was_training = model.training
     model.eval()
     mine = torch.arange(rank, len(split), world)
-    columns: list[list[torch.Tensor]] = []
+    columns: list[dict[str, torch.Tensor]] = []
     for images, labels in split.batches(mine.split(batch_size) if len(mine) else []):  # fewer images than processes
         with autocast():
-            logits = model(to_float(images)).logits
-        log_p = logits.double().log_softmax(-1)
+            out = model(to_float(images))
+        log_p = out.logits.double().log_softmax(-1)
         own = log_p.gather(1, labels[:, None])
         above = (log_p >= own).sum(1) - 1
-        columns.append([labels, log_p.argmax(1), log_p.amax(1).exp(), -own[:, 0], above, *[log_p] * log_probs])
+        read = {f"accuracy_{name}": logits.argmax(1) == labels for name, logits in out.readings.items()}
+        columns.append({"label": labels, "prediction": log_p.argmax(1), "confidence": log_p.amax(1).exp(),
+                        "nll": -own[:, 0], "label_rank": above, **read, **({"log_probs": log_p} if log_probs else {})})
     model.train(was_training)
-    names = ("label", "prediction", "confidence", "nll", "label_rank", *["log_probs"] * log_probs)
-    rows = {name: torch.cat([c[i] for c in columns]).cpu().numpy() if columns else np.empty(0)
-            for i, name in enumerate(names)}
+    names = columns[0] if columns else ("label", "prediction", "confidence", "nll", "label_rank")
+    rows = {name: torch.cat([c[name] for c in columns]).cpu().numpy() if columns else np.empty(0) for name in names}
     rows["index"] = mine.numpy()
     if world > 1:
-        shares = gather_object([rows])
-        rows = {name: np.concatenate([share[name] for share in shares if len(share["index"])]) for name in rows}
+        shares = [share for share in gather_object([rows]) if len(share["index"])]
+        rows = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
     order = np.argsort(rows["index"])
     rows = {name: column[order] for name, column in rows.items()}
     assert len(rows["index"]) == len(split) and (rows["index"] == np.arange(len(split))).all()

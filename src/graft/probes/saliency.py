@@ -33,7 +33,7 @@ def _is_vit(model: Backbone) -> bool:
 
 def _logits(model: Backbone, final: Tensor) -> Tensor:
     logits = model.model.forward_head(final)
-    return logits[0] if isinstance(logits, tuple) else logits
+    return logits[model.model.inference] if isinstance(logits, dict) else logits
 
 
 def _cnn(model: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from graft.runtime.files import write_text
 
 __all__ = ["assemble", "example_rows", "metrics", "read_forensics", "read_results", "read_robustness", "share",
            "write_examples", "write_json"]
+READINGS = ("accuracy_cls", "accuracy_dist", "accuracy_avg")  # columns and metrics
 COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "label_rank")
 TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flexible", "correct_flexible", "text",
                 "tokens", "ended")
@@ -45,7 +46,8 @@ def write_examples(path: str | Path, rows: dict[str, np.ndarray] | pd.DataFrame,
     """Write scored rows (`scoring.score`, `answers.judge`), one an example, with the fingerprint of their data."""
     frame = pd.DataFrame({**rows})
     if "label" in frame:
-        frame = frame.assign(correct=frame["label"] == frame["prediction"])[list(COLUMNS)]
+        frame = frame.assign(correct=frame["label"] == frame["prediction"])
+        frame = frame[[*COLUMNS, *(name for name in READINGS if name in frame)]]
     frame.attrs["fingerprint"] = fingerprint
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +77,13 @@ def share(hits: np.ndarray | pd.Series) -> dict[str, Any]:
 
 
 def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
-    """The metrics of one run from its rows: accuracy and top-k with count and Wilson interval, mean nll in nats."""
+    """The metrics of one run from its rows: accuracy and top-k with count and Wilson interval, mean nll in nats.
+
+    A student with a distillation token has the accuracy of each of its three readings besides (`READINGS`).
+    """
     hits = {"accuracy": rows["label"] == rows["prediction"]}
     hits |= {f"top{k}": rows["label_rank"] < k for k in topk if k > 1}
+    hits |= {name: np.asarray(rows[name], bool) for name in READINGS if name in rows}
     nll = float(np.mean(np.asarray(rows["nll"])))  # pandas would add them up in another order than numpy
     return {**{name: share(hit) for name, hit in hits.items()}, "nll": {"value": nll}}
 

@@ -20,9 +20,10 @@ MAPS = (HEADS, "attention")  # attention: the mean of the heads, (B, T, T)
 class Backbone(nn.Module):
     """Normalises images, runs `model` once, and names what comes out of its blocks.
 
-    `model` has timm's `forward_intermediates` and `forward_head`; a `forward_head` that returns a pair gives
-    (logits, distill_logits). Images are `(B, C, H, W)` in [0, 1]; grey ones are repeated for a model of three
-    channels, and `size` > 0 resizes them (bicubic) first. `classifier=False` leaves the logits out.
+    `model` has timm's `forward_intermediates` and `forward_head`; with two heads the latter returns a mapping: `cls`,
+    `dist` and, in evaluation, `avg`, of which the model's `inference` names the one that counts then. Images are
+    `(B, C, H, W)` in [0, 1]; grey ones are repeated for a model of three channels, and `size` > 0 resizes them
+    (bicubic) first. `classifier=False` leaves the logits out.
     `norm_layers` passes every block's tokens through the final norm, `pool` averages `pool` x `pool` patches.
 
     `mean` and `std` are saved with the weights: a run that is loaded as a teacher normalises as it was trained.
@@ -64,12 +65,16 @@ class Backbone(nn.Module):
         final, blocks = self.model.forward_intermediates(
             self._prepare(images), indices=[self._first + layer for layer in layers], **self._options)
         logits = self.model.forward_head(final) if self.num_classes else None
-        logits, distill_logits = logits if isinstance(logits, tuple) else (logits, logits)
+        readings = logits if isinstance(logits, dict) else {}
+        distill_logits = readings.get("dist", logits)
+        if readings:
+            logits = readings["cls" if self.training else self.model.inference]
         taken, seen = dict(zip(layers, blocks, strict=True)), self._watch.take(self.num_prefix_tokens)
         return Outputs(logits, distill_logits, {
             **{name: self._final(final, kind) if layer == FINAL else self._block(taken[layer], kind)
                for name, (kind, layer) in wanted.items()},
-            **{name: seen[layer] if kind == HEADS else seen[layer].mean(1) for name, (kind, layer) in maps.items()}})
+            **{name: seen[layer] if kind == HEADS else seen[layer].mean(1) for name, (kind, layer) in maps.items()}},
+            readings={} if self.training else readings)
 
     def feature_dim(self, name: str) -> int:
         """Channels D of a feature `(B, T, D)`."""

@@ -76,11 +76,9 @@ class _Plain(VisionTransformer):
 
 
 class _Distilled(VisionTransformerDistilled):
-    def forward_head(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_head(self, tokens: Tensor) -> dict[str, Tensor]:
         cls, dist = self.head(_class_feature(self, tokens)), self.head_dist(tokens[:, 1])
-        if self.training or self.inference == "cls":
-            return cls, dist
-        return (dist if self.inference == "dist" else (cls + dist) / 2), dist
+        return {"cls": cls, "dist": dist} if self.training else {"cls": cls, "dist": dist, "avg": (cls + dist) / 2}
 
 
 def _class_feature(model: VisionTransformer, tokens: Tensor) -> Tensor:
