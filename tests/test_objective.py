@@ -1,5 +1,7 @@
 """The objective: what it asks of the models, its weights over time, its one reduction."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -281,6 +283,24 @@ def test_a_finer_teacher_map_is_pooled_once_whoever_does_it():
     pooled = Outputs(None, None, {k: pool_tokens(x, objective.student_grid) for k, x in teacher.features.items()})
     assert pooled.features["patch.3"].shape == (8, 16, 36)
     assert run(objective, student, teacher, targets, visible)[0] == run(objective, student, pooled, targets, visible)[0]
+
+
+def test_a_coarser_teacher_map_needs_leave_to_pool_the_students():
+    coarse = Model(36, (2, 2))
+    with pytest.raises(UserError, match="got teacher 2x2 of width 36, student 4x4 of width 24; pool: student"):
+        build(term("cka", layers=[3]), teacher=coarse)
+    with pytest.raises(UserError, match="the student's token grid must be the teacher's times an integer"):
+        build(term("cka", layers=[3], pool="student"), teacher=Model(36, (8, 8)))
+    objective = build(term("cka", layers=[3], pool="student"), term("token", layers=[6], pool="student"),
+                      teacher=coarse)
+    assert objective.student_grid == (2, 2) and "pool=student" in objective.formula()
+    student, teacher, targets, _ = batch(objective, teacher=coarse)
+    same = build(term("cka", layers=[3]), term("token", layers=[6]), student=Model(24, (2, 2)), teacher=coarse)
+    pooled = Outputs(None, None, {k: pool_tokens(x, (2, 2)) for k, x in student.features.items()})
+    visible = torch.tensor([[True, False, True, True]]).repeat(8, 1)
+    own, want = (run(one, replace(student, features=given), teacher, targets, visible)[1]
+                 for one, given in ((objective, student.features), (same, pooled.features)))
+    assert own == want
 
 
 # ---------------------------------------------------------------------------------------------------- projectors

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm as timm_library
 import torch
@@ -68,6 +69,7 @@ def test_parameter_counts_of_the_study(name, channels, size, args, expected):
     ("cnn", 1, 8, {"arch": "small"}, 3, [8, 4, 2, 2], [16, 32, 64, 64]),
     ("timm", 3, 32, {"arch": "resnet18"}, 4, [8, 4, 2, 1, 1], [64, 128, 256, 512, 512]),
     ("timm", 3, 32, {"arch": "vit_tiny_patch16_224"}, 12, [2] * 13, [192] * 13),
+    ("timm", 1, 28, {"arch": "vit_tiny_patch16_224", "patch": 7, "drop_path": 0.1}, 12, [4] * 13, [192] * 13),
 ])
 def test_every_feature_has_the_shape_the_model_says(name, channels, size, args, depth, grids, dims):
     task = a_task(channels, size)
@@ -198,12 +200,22 @@ def test_normalisation_travels_with_the_weights():
     ("cnn", {"arch": "resnet18", "drop_path": 0.1}, "student.drop_path: is for convnextv2_tiny, not for resnet18"),
     ("timm", {"arch": "resnet81"}, "timm has no model 'resnet81'; did you mean resnet"),
     ("timm", {"arch": "resnet18.a1_in1"}, "has no weights 'a1_in1'; did you mean a1_in1k"),
+    ("timm", {"arch": "vit_tiny_patch16_224", "patch": 12}, "patches of 12x12 pixels do not divide images of 32x32"),
+    ("timm", {"arch": "resnet18", "patch": 4}, "resnet18: cannot be built: ResNet.__init__() got an unexpected"),
     ("timm", {"arch": "resnet18", "checkpoint": "/nowhere.safetensors"}, "/nowhere.safetensors: no such file"),
 ])
 def test_what_cannot_be_built_is_said_in_one_line(name, args, message):
     with pytest.raises(UserError) as error:
         student(name, a_task(), **args)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_timm_takes_its_options():
+    model = student("timm", a_task(), arch="vit_tiny_patch16_224", patch=8, drop_path=0.2, dropout=0.3).model
+    assert model.patch_embed.patch_size == (8, 8) and model.head_drop.p == 0.3
+    assert [block.drop_path1.drop_prob for block in model.blocks[1:]] == pytest.approx(np.linspace(0, 0.2, 12)[1:])
+    with pytest.raises(UserError, match="patches of 16x16 pixels do not divide images of 28x28"):
+        student("timm", a_task(1, 28), arch="vit_tiny_patch16_224")
 
 
 def test_unknown_feature_and_impossible_image_size():

@@ -44,6 +44,8 @@ class Term(Part):
     teacher_layers: Annotated[list[int], ">= 0", "their partners; empty: the same numbers"] = field(
         default_factory=list)
     tokens: Annotated[str, "patch | cls", "which tokens are compared"] = "patch"
+    pool: Annotated[str, "teacher | student", "whose patch tokens may lie on the finer grid; they are averaged to the "
+                                              "other's"] = "teacher"
 
     @property
     def used(self) -> bool:

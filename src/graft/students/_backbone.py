@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from graft.errors import UserError
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float], image_size: int,
                  size: int = 0, classifier: bool = True, norm_layers: bool = False, pool: int = 1):
         super().__init__()
+        _refuse_cut_off(model, size or image_size)
         self.model, self.size, self.pool = model, size, pool
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
@@ -150,3 +152,13 @@ class Backbone(nn.Module):
                             f"pixels: {reason}") from None
         self.train(training)
         return shapes
+
+
+def _refuse_cut_off(model: nn.Module, side: int) -> None:
+    """Raise UserError if patches do not cover images of `side` pixels: timm leaves the rest out without a word."""
+    embed = getattr(model, "patch_embed", None)
+    if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
+        height, width = embed.patch_size
+        if side % height or side % width:
+            raise UserError(f"{type(model).__name__}: patches of {height}x{width} pixels do not divide images of "
+                            f"{side}x{side}; set another patch (student) or size (task, teacher)")

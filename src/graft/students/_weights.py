@@ -35,10 +35,20 @@ def size_option(arch: str, size: int) -> dict[str, int]:
     return {"img_size": size} if timm.get_pretrained_cfg(arch).fixed_input_size else {}
 
 
+def create(arch: str, **options) -> nn.Module:
+    """A timm model. Raises UserError if the architecture does not take the options."""
+    try:
+        return timm.create_model(arch, **options)
+    except TypeError as error:
+        raise UserError(f"{arch}: cannot be built: {_one_line(error)}") from None
+
+
 def from_hub(arch: str, **options) -> nn.Module:
     """A timm model with its published weights. Raises UserError if they cannot be fetched."""
     try:
-        return timm.create_model(arch, pretrained=True, **options)
+        return create(arch, pretrained=True, **options)
+    except UserError:
+        raise
     except Exception as error:  # the hub's and the network's errors have no common base
         published = timm.get_pretrained_cfg(arch)
         where = published.hf_hub_id or published.url or "timm knows none"
@@ -58,8 +68,8 @@ def from_file(arch: str, path: str, key: str, **options) -> nn.Module:
     head = state.get(f"{first}.weight")
     classes = 0 if head is None else head.shape[0]
     try:
-        return timm.create_model(arch, pretrained=True, num_classes=classes,
-                                 pretrained_cfg_overlay={"state_dict": state, "num_classes": classes}, **options)
+        return create(arch, pretrained=True, num_classes=classes,
+                      pretrained_cfg_overlay={"state_dict": state, "num_classes": classes}, **options)
     except (RuntimeError, KeyError, AttributeError) as error:  # what timm's converters raise on foreign weights
         random = timm.create_model(arch, num_classes=classes, **options)
         problem = mismatch(random.state_dict(), state) or _one_line(error)[:300]

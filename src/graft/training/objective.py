@@ -69,7 +69,7 @@ class Objective(nn.Module):
                 self._check_maps([tuple(model.grid_of_feature(feature)) for model, feature in both])
                 return None
             if term.tokens == "patch":
-                self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths)
+                self._check_grids([tuple(model.grid_of_feature(feature)) for model, feature in both], widths, term.pool)
                 tokens = math.prod(self.student_grid)
             least = fewest(term)
             if tokens < least and term.args.get("over", "tokens") == "tokens":
@@ -85,14 +85,16 @@ class Objective(nn.Module):
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
-    def _check_grids(self, grids: list[Grid], widths: list[int]) -> None:
+    def _check_grids(self, grids: list[Grid], widths: list[int], pool: str) -> None:
         ours, theirs = grids
-        factor = max(1, theirs[0] // ours[0])
-        if theirs != (factor * ours[0], factor * ours[1]):
-            raise UserError(f"the teacher's token grid must be the student's times an integer, got teacher "
+        fine, coarse, other = (theirs, ours, "student") if pool == "teacher" else (ours, theirs, "teacher")
+        factor = max(1, fine[0] // coarse[0])
+        if fine != (factor * coarse[0], factor * coarse[1]):
+            raise UserError(f"the {pool}'s token grid must be the {other}'s times an integer, got teacher "
                             f"{theirs[0]}x{theirs[1]} of width {widths[1]}, student {ours[0]}x{ours[1]} "
-                            f"of width {widths[0]}")
-        self._keep_grid(ours)
+                            f"of width {widths[0]}" + ("; pool: student averages the student's tokens"
+                                                       if pool == "teacher" and theirs < ours else ""))
+        self._keep_grid(coarse)
 
     def _check_maps(self, grids: list[Grid]) -> None:
         """Attention over patches is compared place by place: nothing can be pooled."""
@@ -101,11 +103,11 @@ class Objective(nn.Module):
                             f"{grids[0][0]}x{grids[0][1]}")
         self._keep_grid(grids[0])
 
-    def _keep_grid(self, ours: Grid) -> None:
-        if self.student_grid not in (None, ours):
-            raise UserError(f"all terms must compare patches at one grid of the student, got {ours[0]}x{ours[1]} "
+    def _keep_grid(self, grid: Grid) -> None:
+        if self.student_grid not in (None, grid):
+            raise UserError(f"all terms must compare patches at one grid of the student, got {grid[0]}x{grid[1]} "
                             f"after {self.student_grid[0]}x{self.student_grid[1]}")
-        self.student_grid = ours
+        self.student_grid = grid
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -222,14 +224,15 @@ class Objective(nn.Module):
                 visible: Tensor | None) -> dict[str, Any]:
         """The token arguments of one layer of a term."""
         ours, theirs = built.pairs[layer]
-        teacher_tokens = teacher.features[theirs]
+        student_tokens, teacher_tokens = student.features[ours], teacher.features[theirs]
         if built.term.args.get("over") == "batch" and len(teacher_tokens) < fewest(built.term):
             raise UserError(f"{built.name}: over: batch compares at least {fewest(built.term)} images "
                             f"of a micro-batch, got {len(teacher_tokens)}")
         if built.term.tokens == "patch":
+            student_tokens = pool_tokens(student_tokens, self.student_grid)  # as it is, but for pool: student
             teacher_tokens = pool_tokens(teacher_tokens, self.student_grid)
         projectors = self.projectors[built.name] if built.name in self.projectors else None  # noqa: SIM401 (no get)
-        return {"student_tokens": student.features[ours], "teacher_tokens": teacher_tokens,
+        return {"student_tokens": student_tokens, "teacher_tokens": teacher_tokens,
                 "visible": visible if built.term.tokens == "patch" else None,
                 "projector": projectors[layer] if projectors is not None else None}
 

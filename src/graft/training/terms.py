@@ -66,7 +66,8 @@ def text_of(built: Built) -> str:
     defaults = schema.part_fields("losses", term.name)
     shown = {key: value for key, value in term.args.items() if value != defaults[key].default}
     common = schema.dataclass_fields(Term)
-    shown |= {key: getattr(term, key) for key in ("layers", "teacher_layers", "tokens", "warmup", "before", "schedule")
+    options = ("layers", "teacher_layers", "tokens", "pool", "warmup", "before", "schedule")
+    shown |= {key: getattr(term, key) for key in options
               if getattr(term, key) != common[key].default}
     weight = f"{term.weight:g}" + (f"→{term.weight_end:g}" if term.weight_end >= 0 else "")
     listed = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
