@@ -29,7 +29,7 @@ from graft.evaluation.forensics import (
 )
 from graft.evaluation.rebuild import runs_of
 from graft.probes import attention, hypotheses
-from graft.reporting import results, stats
+from graft.reporting import reading, results, stats
 from graft.runtime.provenance import code_sha
 
 SHARES = ("avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_self_attn",
@@ -126,7 +126,12 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
     cfg = reference.configs[0]
     first = next(runs.images(cfg, 1))
     tokens = attention.geometry(runs.untrained(cfg), first)
-    correct = hypotheses.correctness(results_file, runs.settings.split) if results_file else {}
+    correct = {}
+    if results_file:
+        measured = {"data": describe(runs, cfg), "conditions": {name: {"runs": condition.entries}
+                                                                for name, condition in conditions.items()}}
+        reading.check_same(results.read_results(results_file), measured, base_dir)
+        correct = hypotheses.correctness(results_file, runs.settings.split)
     return {
         "schema_version": SCHEMA_VERSION, "study": base_dir.resolve().name, "code_sha": code_sha(),
         "data": describe(runs, cfg), "roles": roles, "order": list(conditions),

@@ -14,7 +14,7 @@ from scipy import stats
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures
-from graft.runtime import checkpoint
+from graft.runtime import files
 from graft.training import journal
 
 BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
@@ -32,7 +32,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def logs(condition: Path) -> list[Path]:
     """The metrics.jsonl of each seed of a condition."""
-    return [run / "metrics.jsonl" for run in checkpoint.seeds(condition) if (run / "metrics.jsonl").is_file()]
+    return [run / "metrics.jsonl" for run in files.seeds(condition) if (run / "metrics.jsonl").is_file()]
 
 
 def curves(base_dir: Path, condition: str) -> pd.DataFrame:

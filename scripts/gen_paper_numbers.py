@@ -187,19 +187,6 @@ def robustness_table(robust: dict[str, Any]) -> str:
     return tabular(["condition", *ROBUSTNESS], rows)
 
 
-def check_same(content: dict[str, Any], other: dict[str, Any], path: Path) -> None:
-    """Raise UserError if a file speaks of other data or other checkpoints than results.json."""
-    if other["data"]["fingerprint"] != content["data"]["fingerprint"]:
-        raise UserError(f"{path}: is of other data than results.json; make both anew")
-    known = {(name, run["seed"]): run["checkpoint_sha256"] for name, condition in content["conditions"].items()
-             for run in condition["runs"]}
-    for name, condition in other["conditions"].items():
-        for run in condition["runs"]:
-            if known.get((name, run["seed"]), run["checkpoint_sha256"]) != run["checkpoint_sha256"]:
-                raise UserError(f"{path}: {name}, seed {run['seed']}: another checkpoint than that of results.json; "
-                                "make both anew")
-
-
 def main() -> None:
     """Read, check, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -211,12 +198,12 @@ def main() -> None:
     forensics = results.read_forensics(args.study / "forensics.json")
     reading.check(content, shapes.PAPER_RESULTS, str(args.study / "results.json"))
     reading.check(forensics, shapes.PAPER_FORENSICS, str(args.study / "forensics.json"))
-    check_same(content, forensics, args.study / "forensics.json")
+    reading.check_same(content, forensics, args.study / "forensics.json")
     robust = None
     if (args.study / "robustness.json").exists():
         robust = results.read_robustness(args.study / "robustness.json")
         reading.check(robust, shapes.PAPER_ROBUSTNESS, str(args.study / "robustness.json"))
-        check_same(content, robust, args.study / "robustness.json")
+        reading.check_same(content, robust, args.study / "robustness.json")
     teachers = not gains(content, SPLIT).empty
     items = [finding(name, condition["vs_baseline"][SPLIT]["accuracy"], content["baseline"])
              for name, condition in _compared(content)]

@@ -23,7 +23,7 @@ from graft.evaluation import rebuild
 from graft.probes.corruptions import AveragedViews
 from graft.probes.saliency import feature_maps, grad_cam
 from graft.reporting import figures
-from graft.runtime import checkpoint
+from graft.runtime.files import SEED
 from graft.tasks._images import SUFFIXES, image_files, read_square, shown
 from graft.tasks._task import Task
 
@@ -37,7 +37,7 @@ def newest_run(root: Path = Path("experiments")) -> Path:
         try:
             state = json.loads(status.read_text())
             cfg = rebuild.trained(status.parent).config
-            done = state["state"] == "done" and status.parent in checkpoint.seeds(status.parent.parent)
+            done = state["state"] == "done" and SEED.fullmatch(status.parent.name)
             if done and cfg.method != "ssl_teacher" and not cfg.reads_text:
                 finished.append((str(state["time"]), status.parent))
         except (UserError, ValueError, KeyError, TypeError):

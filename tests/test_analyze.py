@@ -159,6 +159,12 @@ def test_accuracy_claim_from_results(study, tmp_path, monkeypatch):
     correct = hypotheses.correctness(study / "results.json", "test")
     difference = np.mean([correct["baseline"][s].mean() - correct["distill"][s].mean() for s in (0, 1)])
     assert claim["legs"][0]["difference"] == pytest.approx(difference)
+    content = json.loads((study / "results.json").read_text())
+    for run in content["conditions"]["distill"]["runs"]:
+        run["checkpoint_sha256"] = "1" * 64
+    (study / "old.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="small: distill, seed 0: another checkpoint than that of results"):
+        locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "distill", "--results", study / "old.json")
 
 
 ROLES = {"cnn": "kd", "baseline": "base", "ssl": "dino"}

@@ -13,7 +13,7 @@ import pytest
 import gen_paper_numbers as paper
 from graft.errors import UserError
 from graft.probes import hypotheses
-from graft.reporting import results
+from graft.reporting import reading, results
 from small import ROOT
 from test_results import make_run, scored
 
@@ -114,12 +114,12 @@ def test_verdicts_are_those_of_the_hypotheses(content):
 
 def test_other_checkpoints_and_other_data_are_refused(content, tmp_path):
     forensics = forensics_of(content)
-    paper.check_same(content, forensics, tmp_path / "f.json")
+    reading.check_same(content, forensics, tmp_path / "f.json")
     forensics["conditions"]["cnn_arm"]["runs"][1]["checkpoint_sha256"] = "1" * 64
     with pytest.raises(UserError, match=r"f\.json: cnn_arm, seed 1: another checkpoint"):
-        paper.check_same(content, forensics, tmp_path / "f.json")
+        reading.check_same(content, forensics, tmp_path / "f.json")
     with pytest.raises(UserError, match="other data"):
-        paper.check_same(content, {**forensics, "data": {"fingerprint": "x"}}, tmp_path / "f.json")
+        reading.check_same(content, {**forensics, "data": {"fingerprint": "x"}}, tmp_path / "f.json")
 
 
 def test_every_macro_table_figure_and_source_of_the_text_exists():

@@ -19,7 +19,7 @@ from graft.config.study.graph import Graph
 from graft.config.study.job import Job, command
 from graft.config.study.line import from_command_line
 from graft.errors import UserError, exit_cleanly
-from graft.runtime import runs
+from graft.runtime import files, runs
 
 SHARES = {"run": "GPUS_PER_JOB", "eval": "GPUS_PER_EVAL", "work": "GPUS_PER_WORK"}
 
@@ -42,7 +42,7 @@ def words_of(job: Job, dry: bool = False) -> list[str]:
 def finished(graph: Graph, name: str) -> bool:
     """Whether all runs of a condition or teacher, the planned ones and those that are there besides, are done."""
     planned = [job for job in graph.jobs.values() if job.kind == "run" and job.name.startswith(f"{name}/")]
-    there = [path.parent for path in (graph.at / name).glob("seed*/config.yaml")]
+    there = [path for path in files.seeds(graph.at / name) if (path / "config.yaml").is_file()]
     others = [path for path in there if path not in [job.folder for job in planned]]
     return bool(planned or others) and all(runs.state(job).name == "done" for job in planned) and \
         all(runs.ended(path) for path in others)

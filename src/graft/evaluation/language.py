@@ -12,7 +12,7 @@ from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import answers, engines, generation, rebuild
 from graft.reporting import results
-from graft.runtime import checkpoint
+from graft.runtime import checkpoint, files
 from graft.students import _language
 from graft.tasks._text import TextTask
 
@@ -80,7 +80,7 @@ class Scorer:
         if self.engine[0] != source:
             self.engine = ({}, None)  # free the old one first
             self.base = _language.identity(source.model, source.revision)
-            runs = [run for path in self.options.base_dir.iterdir() for run in checkpoint.seeds(path)]
+            runs = [run for path in self.options.base_dir.iterdir() for run in files.seeds(path)]
             folders = [checkpoint.path_of(run, step) for run in runs for step in checkpoint.steps(run)]
             self.engine = (source, engines.engine(
                 self.options.engine, source, batch_size=self.options.batch_size or cfg.evaluate.batch_size,

@@ -18,7 +18,7 @@ from graft import config
 from graft.config import parts
 from graft.config.options import Config, Part
 from graft.errors import UserError
-from graft.runtime import checkpoint, digests, identity
+from graft.runtime import checkpoint, digests, files, identity
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 
@@ -58,7 +58,7 @@ def trained(run_dir: Path) -> Trained:
 def runs_of(base_dir: Path, condition: str) -> list[Path]:
     """The run folders of a condition by seed, `seed<k>` and no other. Raises UserError if there are none."""
     def there(name: str) -> list[Path]:
-        return [path for path in checkpoint.seeds(base_dir / name) if checkpoint.is_run(path)]
+        return [path for path in files.seeds(base_dir / name) if checkpoint.is_run(path)]
 
     if not (found := there(condition)):
         have = [path.name for path in sorted(base_dir.glob("*")) if path.is_dir() and there(path.name)]

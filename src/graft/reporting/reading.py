@@ -182,3 +182,16 @@ def _read(path: str | Path, shape: dict) -> dict[str, Any]:
         raise UserError(f"{path}: order: expected each of {', '.join(content['conditions']) or 'no conditions'} once, "
                         f"got {', '.join(order) or 'none'}")
     return {**content, "conditions": {name: content["conditions"][name] for name in order}}
+
+
+def check_same(content: dict[str, Any], other: dict[str, Any], path: Path) -> None:
+    """Raise UserError if a file speaks of other data or other checkpoints than results.json."""
+    if other["data"]["fingerprint"] != content["data"]["fingerprint"]:
+        raise UserError(f"{path}: is of other data than results.json; make both anew")
+    known = {(name, run["seed"]): run["checkpoint_sha256"] for name, condition in content["conditions"].items()
+             for run in condition["runs"]}
+    for name, condition in other["conditions"].items():
+        for run in condition["runs"]:
+            if known.get((name, run["seed"]), run["checkpoint_sha256"]) != run["checkpoint_sha256"]:
+                raise UserError(f"{path}: {name}, seed {run['seed']}: another checkpoint than that of results.json; "
+                                "make both anew")

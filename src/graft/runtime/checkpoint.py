@@ -37,7 +37,6 @@ from graft.runtime.files import set_aside, sync
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a file in a checkpoint
 PATTERN = re.compile(r"^checkpoint-(\d+)$")
-SEED = re.compile(r"^seed\d+$")
 STUDENT = ("model", "adapter_model")  # stems of the student's weights: one of them
 
 
@@ -204,12 +203,6 @@ def load(path: Path, mapped: bool = False) -> tuple[dict[str, dict[str, Tensor]]
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     optimizer = torch.load(path / "optim.pt", map_location="cpu", weights_only=True, mmap=mapped)
     return tensors, optimizer, json.loads((path / "trainer.json").read_text())
-
-
-def seeds(condition: Path) -> list[Path]:
-    """The folders `seed<k>` of a condition, by k; another one, such as a seed0_old, is no run of it."""
-    found = [path for path in condition.glob("seed*") if SEED.match(path.name)]
-    return sorted(found, key=lambda path: int(path.name[4:]))
 
 
 def is_run(folder: Path) -> bool:

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+SEED = re.compile(r"seed\d+")
 
 
 def sync(path: Path) -> None:
@@ -73,3 +76,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         print(f"{path}: damaged ({' '.join(str(error).split())[:80]}); set aside as {set_aside(path).name}", flush=True)
         return None
+
+
+def seeds(condition: Path) -> list[Path]:
+    """The folders `seed<k>` of a condition, by k; another one, such as a seed0_old, is no run of it."""
+    found = [path for path in condition.glob("seed*") if SEED.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[4:]))

@@ -9,7 +9,7 @@ from graft import keyed
 from graft.config.options import Part
 from graft.errors import UserError
 from graft.evaluation import rebuild
-from graft.runtime import checkpoint, identity
+from graft.runtime import checkpoint, files, identity
 from graft.students._weights import mismatch
 from graft.tasks._task import Task
 from graft.teachers._freeze import freeze, isolated
@@ -46,7 +46,7 @@ def run_folder(path: Path) -> Path:
     """`path` if it is a run's folder, else its only `seed<k>`. Raises UserError if there is none or several."""
     if checkpoint.is_run(path):
         return path
-    seeds = checkpoint.seeds(path)
+    seeds = files.seeds(path)
     if len(seeds) == 1:
         return seeds[0]
     found = f"has {', '.join(seed.name for seed in seeds)}; name one" if seeds else "has no checkpoint"
