@@ -196,7 +196,8 @@ class Prompt:
 
     @property
     def template_sha256(self) -> str:
-        """Digest of the layout: template, its variables, start and end of a sequence."""
+        """Digest of the layout: template, its variables, start and end of a sequence, and what they make of a
+        conversation: a template reads more than it is given here, such as the tokenizer's special tokens."""
         about = [self.layout, self.tokenizer.chat_template if self.layout == "chat" else "", VARIABLES,
-                 str(TODAY), self._start, self._lead, self.end]
+                 str(TODAY), self._start, self._lead, self.end, self.text([("a", "b")], "c")]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
