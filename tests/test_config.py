@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,9 @@ def run_script(*args: str) -> subprocess.CompletedProcess:
     (["--base_config", BASE, "--output_dir", "x", "--resume", "perhaps"], 2, "auto | never | must"),
     (["--base_config", BASE, "--output_dir", "x", "--print_config"], 0, ""),
     (["--help"], 0, ""),
+    (["--help", "optm"], 2, "--help optm: no such topic; did you mean optim?"),
+    (["--help", "task", "cifar"], 2, "--help task cifar: no such task; did you mean cifar10?"),
+    (["--help", "optim.lrr"], 2, "--help optim lists them"),
 ])
 def test_command_line_ends_before_torch_is_imported(args, code, says):
     done = run_script(*args)
@@ -270,7 +274,7 @@ def test_print_config_says_where_values_come_from():
 
 
 def test_help_lists_every_key():
-    out = run_script("--help").stdout
+    out = run_script("--help", "all").stdout
     for section, cls in options.SECTIONS.items():
         for key in schema.dataclass_fields(cls):
             assert f"{section}.{key}" in out
@@ -280,6 +284,25 @@ def test_help_lists_every_key():
             for key, field in schema.part_fields(kind, name).items():
                 assert key in out
                 assert field.help, f"{kind}/{name}: {key} has no help"
+
+
+def test_help_shows_a_part():
+    short, optim, task, key = (run_script("--help", *words).stdout for words in ([], ["optim"], ["task", "digits"],
+                                                                                ["train.keep"]))
+    assert len(short.splitlines()) < 60 and "--help task [NAME]" in short and "--code_changed" in short
+    assert "optim.lr " in optim and "train." not in optim
+    assert "task name: digits" in task and "name: cifar10" not in task and "optim" not in task
+    assert "train.keep*" in key and len(key.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["src/graft/train_baseline.py --help all", "scripts/cache_teacher.py --help",
+                                     "src/graft/train_baseline.py --base_config BASE --output_dir x --print_config"])
+def test_a_reader_that_leaves_is_no_traceback(command):
+    words = [sys.executable, *command.replace("BASE", BASE).split()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "src")}) as running:
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait()) == (b"", 128 + signal.SIGPIPE)
 
 
 def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path):

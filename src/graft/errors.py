@@ -12,7 +12,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -87,15 +89,20 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes one line on stderr and its exit code, never a traceback.
+def exit_cleanly(main: Callable[[], T]) -> T:
+    """What `main` returns; a `UserError` becomes one line on stderr and its exit code, never a traceback.
 
     So does a file that cannot be read or written. A reader of our output that has left (`| head`) is no error.
     """
     threading.excepthook = _in_a_thread
     try:
-        main()
+        try:
+            result = main()
+        except SystemExit:  # after --help, say
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
+        return result
     except BrokenPipeError:
         _leave("", 128 + signal.SIGPIPE)
     except Exception as error:

@@ -1,18 +1,18 @@
 """The command line that all training scripts share."""
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graft.config import merge, schema
-from graft.config.merging import common_fields
-from graft.config.options import PART_LISTS, PARTS, SCALARS, SECTIONS, Config
+from graft.config import merge
+from graft.config.help import help_text
+from graft.config.options import Config
 from graft.config.reading import COMMAND_LINE
-from graft.config.schema import REQUIRED, Field
-from graft.errors import UserError
+from graft.errors import UserError, exit_cleanly
 
 
 def command_line(doc: str, method: str | None, argv: list[str] | None = None) -> Config:
@@ -21,6 +21,31 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
     `--print_config` and `--help` print and exit 0. `method` is what the script trains; None for
     `train_ablation.py`, which takes what its configs say.
     """
+    return exit_cleanly(lambda: _parse(doc, method, sys.argv[1:] if argv is None else argv))
+
+
+def _parse(doc: str, method: str | None, argv: list[str]) -> Config:
+    parser = _parser()
+    if (at := next((i for i, word in enumerate(argv) if word in ("-h", "--help")), -1)) >= 0:
+        asked = itertools.takewhile(lambda word: not word.startswith("-"), argv[at + 1:])
+        print(help_text(f"{doc.strip()}\n\n{parser.format_help()}", list(asked)))
+        sys.exit(0)
+    options, rest = parser.parse_known_args(argv)
+    files, rest = files_and_overrides(options, rest)
+    scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
+               if getattr(options, key) is not None}
+    config, origin = merge(files, rest, scalars)
+    if method is not None and config.method != method:
+        raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
+                        f"say {config.method}; use train_{config.method}.py")
+    if options.print_config:
+        print(_with_origins(config, origin))
+        sys.exit(0)
+    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run,
+                   code_changed=options.code_changed)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, usage="%(prog)s --base_config FILE "
                                      "--config FILE... --output_dir DIR [options] [key=value ...]")
     parser.add_argument("--base_config", required=True, help="a complete run: data, student, recipe")
@@ -33,27 +58,8 @@ def command_line(doc: str, method: str | None, argv: list[str] | None = None) ->
                         help="check config, data, teacher and shapes, print the objective, train nothing")
     parser.add_argument("--code_changed", action="store_true", help="resume although sources that decide the result "
                         "have changed; the checkpoint and metadata.json record it")
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(f"{doc.strip()}\n\n{parser.format_help()}\n{describe_keys()}")
-        sys.exit(0)
-    options, rest = parser.parse_known_args(argv)
-    try:
-        files, rest = files_and_overrides(options, rest)
-        scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
-                   if getattr(options, key) is not None}
-        config, origin = merge(files, rest, scalars)
-        if method is not None and config.method != method:
-            raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
-                            f"say {config.method}; use train_{config.method}.py")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if options.print_config:
-        print(_with_origins(config, origin))
-        sys.exit(0)
-    return replace(config, files=tuple(files), overrides=tuple(rest), dry_run=options.dry_run,
-                   code_changed=options.code_changed)
+    parser.add_argument("--help", "-h", nargs="*", metavar="TOPIC", help="this, or the keys of a topic")
+    return parser
 
 
 def files_and_overrides(options: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
@@ -90,26 +96,3 @@ def _with_origins(config: Config, origin: dict[str, str]) -> str:
 
     walk(config.to_dict(), "", 0)
     return "\n".join(lines)
-
-
-def describe_keys() -> str:
-    """Every key with type, default, range and meaning, from the declarations themselves."""
-
-    def line(path: str, item: Field) -> str:
-        kind = getattr(item.type, "__name__", str(item.type)) if not hasattr(item.type, "__args__") else str(item.type)
-        default = "required" if item.default is REQUIRED else json.dumps(item.default)
-        return f"  {path:<28} {kind:<12} {default:<16} {item.rule:<24} {item.help}".rstrip()
-
-    out = ["configuration keys: name, type, default, range, meaning"]
-    out += [line(key, item) for key, item in SCALARS.items()]
-    for section, cls in SECTIONS.items():
-        out.append(f"\n{section}: {cls.__doc__.splitlines()[0]}")
-        out += [line(f"{section}.{key}", item) for key, item in schema.dataclass_fields(cls).items()]
-    for key, (kind, cls) in {**PARTS, **PART_LISTS}.items():
-        many = " (a list)" if key in PART_LISTS else ""
-        out.append(f"\n{key}{many}: name is one of {', '.join(schema.part_names(kind))}")
-        out += [line(key, item) for key, item in common_fields(cls).items()]
-        for name in schema.part_names(kind):
-            out.append(f"  {key} name: {name}  -  {schema.part_help(kind, name)}")
-            out += [line(f"  {key}", item) for key, item in schema.part_fields(kind, name).items()]
-    return "\n".join(out)
