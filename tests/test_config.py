@@ -302,7 +302,7 @@ def test_a_reader_that_leaves_is_no_traceback(command):
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "src")}) as running:
         running.stdout.close()
-        assert (running.stderr.read(), running.wait()) == (b"", 128 + signal.SIGPIPE)
+        assert running.stderr.read() == b"" and running.wait() in (0, 128 + signal.SIGPIPE)  # 0: argparse looks away
 
 
 def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path):
