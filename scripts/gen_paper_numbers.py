@@ -16,6 +16,7 @@ from typing import Any
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import reading, results, shapes
 from graft.reporting.gains import gains
+from graft.runtime.files import write_text
 
 SPLIT = "test"
 FORENSICS = {  # column: (key of the summary, its reference under uniform attention, decimals)
@@ -217,7 +218,7 @@ def main() -> None:
         files["robustness"] = robustness_table(robust)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (args.out / f"{name}.tex").write_text(text, encoding="utf-8")
+        write_text(args.out / f"{name}.tex", text)
     print(f"wrote {', '.join(f'{name}.tex' for name in files)} to {args.out}")
 
 

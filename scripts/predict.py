@@ -23,7 +23,7 @@ from graft.evaluation import rebuild
 from graft.probes.corruptions import AveragedViews
 from graft.probes.saliency import feature_maps, grad_cam
 from graft.reporting import figures
-from graft.runtime.files import SEED
+from graft.runtime.files import SEED, write_text
 from graft.tasks._images import SUFFIXES, image_files, read_square, shown
 from graft.tasks._task import Task
 
@@ -140,7 +140,7 @@ def main() -> None:
             row["explanation"] = str(options.out / f"{i:04d}-{Path(row['file']).stem}.png")
             with figures.style():
                 explanation(student, images[i], row, task.classes).savefig(row["explanation"])
-    (options.out / "predictions.jsonl").write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows))
+    write_text(options.out / "predictions.jsonl", "".join(json.dumps({**row, **about}) + "\n" for row in rows))
     print(f"{run_dir}, step {info['step']}, {info['weights']} weights{', averaged views' if options.tta else ''}")
     width = max(len(row["file"]) for row in rows)
     for row in rows:

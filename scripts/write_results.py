@@ -13,6 +13,7 @@ from pathlib import Path
 
 from graft.errors import exit_cleanly
 from graft.reporting import results, tables
+from graft.runtime.files import write_text
 
 NOTES = """
 Accuracy: mean and 95% t-interval over seeds, none with one seed. Difference to `{baseline}`: 95% interval for new
@@ -65,7 +66,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "contrasts.csv").unlink(missing_ok=True)  # of a results.json that had some
     for name, text in (texts | ({"contrasts.csv": tables.to_csv(contrasts)} if len(contrasts) else {})).items():
-        (args.out / name).write_text(text, encoding="utf-8")
+        write_text(args.out / name, text)
         print(args.out / name)
     if args.into:
         tables.insert(args.into, f"results {content['study']}", tables.shown(content, "test"))

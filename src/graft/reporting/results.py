@@ -16,7 +16,7 @@ from graft.errors import UserError
 from graft.reporting import stats
 from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed, seed_summary
 from graft.reporting.reading import SCHEMA_VERSION, read_forensics, read_results, read_robustness
-from graft.runtime.files import write_text
+from graft.runtime.files import whole, write_text
 
 __all__ = ["assemble", "example_rows", "metrics", "read_forensics", "read_results", "read_robustness", "share",
            "write_examples", "write_json"]
@@ -51,15 +51,14 @@ def write_examples(path: str | Path, rows: dict[str, np.ndarray] | pd.DataFrame,
     frame.attrs["fingerprint"] = fingerprint
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        frame.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def example_rows(path: str | Path) -> pd.DataFrame:
     """The rows of a scored split sorted by index; `attrs["fingerprint"]` names the data."""
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     columns = TEXT_COLUMNS if "gold" in frame else COLUMNS

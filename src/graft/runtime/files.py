@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,16 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader, also one after a power cut, sees the old content or the new, never a part.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file so that a reader, also one after a power cut, sees the old content or the new, never a part.
 
-    Raises OSError, with nothing left behind, when the disk is full.
+    An OSError, such as that of a full disk, leaves nothing behind, and names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     except BaseException as error:
@@ -38,6 +38,12 @@ def write_text(path: Path, text: str) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a write names no file
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, `whole`."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def overwrite(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Where a process runs: its device, and its number among the processes of a run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,3 +65,12 @@ def accelerator(**options: Any) -> Accelerator:
     """
     follow_launcher()
     return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), **options)
+
+
+def set_kernels(tf32: bool, deterministic: bool) -> None:
+    """Which kernels this process may use; all of its computation after this."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic

@@ -85,7 +85,7 @@ def look(run_dir: Path) -> tuple[float, float | None]:
         attempt = json.loads((run_dir / "metadata.json").read_text())["attempts"][-1]
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         step = json.loads(lines[-1])["step"]
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0.0, None
     done = status["state"] == "done"
     end = datetime.datetime.fromisoformat(status["time"]).timestamp() if done else time.time()

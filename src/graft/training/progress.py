@@ -11,6 +11,7 @@ class Progress:
     def __init__(self, name: str, step: int, total_steps: int, main: bool):
         self.step, self.total_steps, self.main = step, total_steps, main
         self.started, self.first = time.perf_counter(), step
+        self.noted = self.started, step
         self.bar = tqdm(total=total_steps, initial=step, desc=name, unit="step", mininterval=2.0,
                         disable=None if main else True)
 
@@ -24,6 +25,15 @@ class Progress:
         """One optimizer step is done."""
         self.step += 1
         self.bar.update()
+
+    def rate(self) -> float:
+        """Steps per second since this was last asked, without time that was `spent` on something else."""
+        (since, step), self.noted = self.noted, (time.perf_counter(), self.step + 1)
+        return (self.noted[1] - step) / max(1e-9, self.noted[0] - since)
+
+    def spent(self, seconds: float) -> None:
+        """Time that went into scoring is none of training."""
+        self.noted = self.noted[0] + seconds, self.noted[1]
 
     def note(self, loss: float, rate: str) -> None:
         """The mean loss since the last note, and the rate, such as `812 images/s`, of the steps up to this one."""

@@ -23,7 +23,7 @@ from graft.config.options import Config
 from graft.config.schema import to_steps
 from graft.errors import DiskProblem, Locked, NonFinite, NoValidCheckpoint, Preempted
 from graft.outputs import Batch
-from graft.runtime.place import Place, accelerator
+from graft.runtime.place import Place, accelerator, set_kernels
 from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
@@ -66,11 +66,7 @@ class Run:
         if precision_of_launcher != "no" and precision_of_launcher != self.train.precision:
             self.print(f"note: the launcher says {precision_of_launcher}, the config says train.precision: "
                        f"{self.train.precision}; the config decides")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.train.tf32
-        if self.train.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = not self.train.deterministic
+        set_kernels(self.train.tf32, self.train.deterministic)
         self.stop_signal = StopSignal()
         self.record = Record(self.dir, self.place, self.print)
         self.step_done = 0
@@ -186,7 +182,6 @@ class Run:
         """
         if self.config.dry_run:
             return
-        self._clock = (time.perf_counter(), self.step_done)
         self.module.train()
         self.objective_module.train()
         with Progress(self.dir.parent.name, self.step_done, self.total_steps, self.place.main) as self.progress:
@@ -258,8 +253,7 @@ class Run:
     def _log_training(self) -> None:
         """One line: every term's mean over the steps since the last line and over all processes."""
         row = {f"train/{name}": mean for name, mean in self.update.means().items()}
-        (since, step), self._clock = self._clock, (time.perf_counter(), self.step_done)
-        rate = (self.step_done - step) * self.train.batch_size / max(1e-9, self._clock[0] - since)
+        rate = self.progress.rate() * self.train.batch_size
         self.record.write(self.step_done, {
             **row, "lr": self.optimizer.param_groups[0]["lr"], f"{self.task.unit}_per_second": rate,
             "epoch": self.step_done / self.steps_per_epoch})
@@ -273,8 +267,7 @@ class Run:
         self.selection.take(results.get("val_average", results["val"]), self.step_done)
         self.record.write(self.step_done, {f"{split}/{name}": value for split, metrics in results.items()
                                            for name, value in metrics.items()})
-        # Time spent scoring is no training time: keep it out of the rate.
-        self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
+        self.progress.spent(time.perf_counter() - started)
 
     def _save(self, final: bool) -> None:
         self.record.raise_trouble()
