@@ -327,3 +327,18 @@ def test_contrasts_are_a_second_table(tmp_path, runs, monkeypatch):
     assert list(frame["split"]) == ["val", "test"] and frame["p_holm"][1] == pytest.approx(one["p_holm"])
     write()
     assert not (tmp_path / "out/contrasts.csv").exists() and "contrast" not in (tmp_path / "text.md").read_text()
+
+
+def test_no_flipped_bit_changes_a_row_in_silence(tmp_path):
+    rows = {name: np.arange(200) % 7 if name != "nll" else np.linspace(0, 1, 200) for name in results.COLUMNS}
+    path = tmp_path / "rows.parquet"
+    results.write_examples(path, {**rows, "index": np.arange(200)}, "f" * 64)
+    good, content = results.example_rows(path), path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 11):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1:])
+        try:
+            assert results.example_rows(path).equals(good)
+        except UserError:
+            refused += 1
+    assert refused > 100

@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file so that a reader, also one after a power cut, sees the old content or the new, never a part.
+    """Where to write a file so that a reader sees the old content or the new, never a part, also after a power cut.
 
     An OSError, such as that of a full disk, leaves nothing behind, and names `path`.
     """
