@@ -20,7 +20,7 @@ from graft.runtime.lock import RunLock
 from graft.runtime.signals import ACCELERATE, TORCHRUN, StopSignal
 from graft.runtime.status import read_status, write_status
 from graft.training import journal
-from small import ROOT, run_main, tiny, weights
+from small import ROOT, launch, run_main, tiny, weights
 
 ELSEWHERE = ("filelock/2\npid=999999\nhost=node17\nmode=lease\ntoken=64e28609c778c812e605a6d1e8eac0bf\n"
              "duration={}\nstart=1\n")
@@ -96,6 +96,18 @@ def test_a_run_whose_lock_is_lost_stops_at_once_and_leaves_the_folder_alone(tmp_
     if steal == "replace":
         assert read_status(cfg.run_dir)["step"] == 77, "the status is the other job's"
         assert (cfg.run_dir / ".lock").read_text() == ELSEWHERE.format(180.0), "so is the lock"
+
+
+@pytest.mark.slow
+def test_two_processes_kept_out_by_a_lock_end_together_with_one_line(tmp_path):
+    (tmp_path / "x/seed0").mkdir(parents=True)
+    held = RunLock(tmp_path / "x/seed0")
+    started = time.monotonic()
+    done = launch("train_baseline.py", tmp_path / "x", processes=2)
+    held.release()
+    assert f"error: {tmp_path}/x/seed0: another job is running here (pid {os.getpid()} on " in done.stderr
+    assert done.stderr.count("exitcode  : 4 ") == 2 and time.monotonic() - started < 120
+    assert "RuntimeError" not in done.stderr and "DistBackendError" not in done.stderr
 
 
 # ------------------------------------------------------------------------------- launchers, signals

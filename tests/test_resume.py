@@ -35,8 +35,8 @@ def child(cfg: Config, sabotage: str) -> None:
     torch.set_num_threads(1)
     if sabotage == "no step seed":
         torch.manual_seed = lambda seed: None
-    if sabotage == "small files":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    if sabotage.startswith("largest file "):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sabotage.removeprefix("largest file ")),) * 2)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if sabotage.startswith("exit at "):
         exit_inside_save(int(sabotage.removeprefix("exit at ")))
@@ -123,7 +123,7 @@ def test_kill_storm_without_step_seeds_is_noticed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_saves_at_the_edge_of_the_step(tmp_path, number):
     overrides = [*EVERYTHING, "train.checkpoint_every=0"]
     run_main(tiny(tmp_path / "whole", *overrides))
@@ -158,14 +158,21 @@ def test_a_power_cut_inside_a_save_loses_nothing(tmp_path, point):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
-    cfg = tiny(tmp_path / "x", "train.duration=20st", "train.checkpoint_every=2st")
-    process = start(cfg, "small files")
+@pytest.mark.parametrize("size, board, says", [
+    (9000, False, "could not be written (a file could not be written: File too large); "),  # model.safetensors
+    (48 << 10, False, "could not be written (a file could not be written: the disk is full"),  # optim.pt
+    (8000, False, "the log cannot be written: a file: File too large"),  # metrics.jsonl
+    (8000, True, "the log cannot be written: a file: File too large"),  # TensorBoard's events
+])
+def test_a_full_disk_stops_the_run_with_one_line(tmp_path, size, board, says):
+    log = ["train.checkpoint_every=0", "train.duration=80st"] if size == 8000 else []
+    cfg = tiny(tmp_path / "x", "train.duration=20st", "train.checkpoint_every=2st", f"train.tensorboard={board}", *log)
+    process = start(cfg, f"largest file {size}")
     process.join(60)
     assert process.exitcode == 74
     status = json.loads((cfg.run_dir / "status.json").read_text())
-    assert "could not be written" in status["message"] and "MiB free" in status["message"]
-    assert not list(cfg.run_dir.glob(".tmp*"))
+    assert status["state"] == "failed" and status["exit_code"] == 74 and says in status["message"]
+    assert not list(cfg.run_dir.glob(".*tmp*"))
 
 
 @pytest.fixture(scope="module")
