@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class NonFinite(UserError):
-    """A loss or gradient was not finite; the update was not applied."""
+    """A loss or gradient was not finite and the update not applied, or a weight was not and nothing saved."""
 
     exit_code = 3
 

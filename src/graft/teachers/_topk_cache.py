@@ -76,14 +76,10 @@ def refuse_other(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any],
     have, want = leaves(manifest["about"]), leaves(wanted)
     for key, value in want.items():
         if have.get(key) != value:
-            raise UserError(f"teacher.path: {folder}: made with another {key} ({_short(have.get(key))}, wanted "
-                            f"{_short(value)}); build another cache")
+            raise UserError(f"teacher.path: {folder}: made with another {key} ({str(have.get(key))[:60]}, wanted "
+                            f"{str(value)[:60]}); build another cache")
     if manifest["k"] < k:
         raise UserError(f"teacher.k: {k}, the cache {folder} holds the {manifest['k']} largest logits")
-
-
-def _short(value: Any) -> str:
-    return str(value)[:60]
 
 
 class CachedTeacher(nn.Module):
@@ -156,15 +152,12 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
 def _alone(folder: Path) -> Iterator[None]:
     """The cache in the hands of one job. Raises Locked while it is in another's; a dead job's lock is gone with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise Locked(f"{folder}: another job builds this cache; wait for it or stop it") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str], teacher: nn.Module,
