@@ -4,6 +4,8 @@ The `for` loop and the loss stand on the page of each training script; accumulat
 rate, averaging, logging, evaluation, saving, resuming and stopping are here. Nothing depends on how many
 processes share the work: the batch size is global, the learning rate is a function of the optimizer step,
 and every random number is a function of (seed, step or epoch, sample).
+
+Longer than most files: what happens when, at a run's start and at a step's edge, is one order and is read in one place.
 """
 
 import contextlib
