@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from graft import config
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation import kept, language, rebuild
-from graft.evaluation.engines import ENGINES
+from graft.evaluation import engines, kept, language, rebuild
 from graft.evaluation.scoring import score
 from graft.reporting import results, tables
 from graft.runtime.place import accelerator
@@ -148,11 +147,12 @@ def main() -> None:
     text = parser.add_argument_group("language models")
     text.add_argument("--steps", choices=["all", "final"], default="all", help="checkpoints scored on validation")
     text.add_argument("--choose", choices=["final", "best_val"], default="final", help="the one scored on test")
-    text.add_argument("--engine", choices=ENGINES, default="transformers")
+    text.add_argument("--engine", choices=engines.ENGINES, default="transformers")
     text.add_argument("--batch_size", type=int, help="prompts answered together; default: evaluate.batch_size")
     text.add_argument("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one model")
     text.add_argument("--icl", type=Path, help="what eval_icl.py wrote; its conditions become references")
     options = parser.parse_args()
+    engines.enter_environment(options.engine)
     options.contrasts = list(dict.fromkeys(options.contrasts))
     names = [*options.conditions, *options.references]
     untrained = language.untrained(options.icl, options.base_dir, options.splits) if options.icl else []

@@ -99,6 +99,7 @@ def main() -> None:
         raise UserError(f"--shots: expected numbers from 0 on, got {min(options.shots)}")
     if options.limit < 0:
         raise UserError(f"--limit: expected a number from 0 on, got {options.limit}")
+    engines.enter_environment(options.engine)
     cfg = config.load([options.base_config, *options.config], overrides)
     processes = accelerator()
     task = parts.build("tasks", cfg.task)

@@ -439,6 +439,7 @@ def test_an_adapter_is_no_model(tmp_path):
     (["teacher={name: context_lm}", "objective=[{name: ce}, {name: cka}]"], "objective.1.name: cka compares"),
     (["teacher={name: dinov2}"], "teacher.name: dinov2 reads images"),
     (["objective=[{name: ce}, {name: topk}]"], "needs a teacher"),
+    (["train.compile=default"], "train.compile: default would make a graph for every length"),
     (["student.lora=false", "student.dtype=bf16"], "student.dtype: full fine-tuning needs fp32 master weights"),
     (["train.precision=bf16", "teacher={name: context_lm}", "method=distill"], "teacher.precision: must be"),
     (["teacher={name: context_lm, shuffle: true}", "method=distill"], "view and shuffle are for images"),

@@ -56,6 +56,7 @@ BAD_FILES = [
     ("train: {batch_size: 12.5}", "train.batch_size", "expected an integer"),
     ("train: {batch_size: true}", "train.batch_size", "expected an integer"),
     ("train: {batch_size: 128, accumulate: 3}", "train.accumulate", "must divide"),
+    ("train: {batch_size: 128, accumulate: 2, compile: reduce-overhead}", "train.compile", "use default"),
     ("train: {keep: 1}", "train.keep", "must be >= 2"),
     ("train: {precision: fp16}", "train.precision", "fp32 | bf16"),
     ("train: {tensorboard: 'no'}", "train.tensorboard", "true or false"),

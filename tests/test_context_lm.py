@@ -479,8 +479,13 @@ def test_damage_to_an_unfinished_cache_is_found_before_it_is_finished(about, tmp
 
 def test_one_job_builds_a_cache_at_a_time(about, tmp_path):
     with _topk_cache._alone(tmp_path / "c"):
-        assert "another job builds this cache" in one_line(make_cache, tmp_path / "c", about)
+        assert "another job is running here" in one_line(make_cache, tmp_path / "c", about)
     assert make_cache(tmp_path / "c", about) == 54
+
+
+def test_processes_of_two_machines_build_no_cache_together(about, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert "1 of 2 processes are on this machine" in one_line(make_cache, tmp_path / "c", about, world=2)
 
 
 def test_a_cache_of_a_model_with_more_embeddings_is_refused(about, tmp_path):

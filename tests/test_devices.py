@@ -1,4 +1,7 @@
-"""What GPUs and several processes change, as far as a CPU can show it: BatchNorm over processes, precision."""
+"""What GPUs and several processes change, as far as a CPU can show it: BatchNorm, precision, patience, environments."""
+
+import sys
+from datetime import timedelta
 
 import pytest
 import timm
@@ -6,10 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.errors import UserError
+from graft.evaluation import engines
 from graft.losses._dino import DinoHead
 from graft.losses._tokens import fp32
+from graft.runtime.place import accelerator
 from graft.training.learner import synchronised
-from small_lm import batch, student, task
+from small_lm import batch, disturb, student, task
 
 
 @pytest.mark.parametrize("arch", ["efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "resnetv2_50",
@@ -83,3 +89,56 @@ def test_logits_of_bf16_factors_are_fp32_with_the_gradient_of_the_plain_product(
         if found is not None:
             torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
     assert (output.weight.grad is not None) == output.weight.requires_grad
+
+
+def test_adapters_under_autocast_compute_the_same_without_casts(monkeypatch):
+    """And without autocast, where the casts are needed, they are there again."""
+    about = task()
+    model = student(about, dtype="bf16", dropout=0.0)
+    disturb(model)
+    tokens, _ = batch(about, 3, 17)
+    layers = [m for m in model.lm.modules() if hasattr(m, "cast_input_dtype_enabled")]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        without = model(tokens).hidden
+        assert len(layers) == 14 and not any(layer.cast_input_dtype_enabled for layer in layers)
+        monkeypatch.setattr(model, "_cast_inputs", lambda cast: None)
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+        assert torch.equal(model(tokens).hidden, without)
+    monkeypatch.undo()
+    model(tokens)
+    assert all(layer.cast_input_dtype_enabled for layer in layers)
+
+
+def test_processes_wait_two_hours_for_each_other():
+    assert accelerator().init_handler.timeout == timedelta(hours=2)
+
+
+def test_vllm_is_found_in_its_own_environment(tmp_path, monkeypatch):
+    """The command goes on in place of the process, with every word it was given; not where it is there already."""
+    calls = []
+    monkeypatch.setattr(engines.os, "execv", lambda *given: calls.append(given))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "VLLM_PYTHON", tmp_path / "python")
+    monkeypatch.delenv("GRAFT_VLLM_PYTHON", raising=False)
+    monkeypatch.setenv("PATH", "/bin")
+    engines.enter_environment("vllm")  # neither here nor there: the engine says so
+    assert not calls
+    (tmp_path / "python").touch()
+    engines.enter_environment("transformers")
+    assert not calls
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "scripts/eval_icl.py", "--engine", "vllm"])
+    engines.enter_environment("vllm")
+    python = tmp_path / "python"
+    assert calls == [(python, [str(python), "-u", "scripts/eval_icl.py", "--engine", "vllm"])]
+    monkeypatch.setattr(sys, "executable", str(python))
+    engines.enter_environment("vllm")
+    assert len(calls) == 1, "no circle"
+    (tmp_path / "other").touch()
+    monkeypatch.setenv("GRAFT_VLLM_PYTHON", str(tmp_path / "other"))
+    engines.enter_environment("vllm")
+    assert calls[1][0] == tmp_path / "other"
+    monkeypatch.setenv("GRAFT_VLLM_PYTHON", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"GRAFT_VLLM_PYTHON: .*nowhere: no such file"):
+        engines.enter_environment("vllm")

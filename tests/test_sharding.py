@@ -203,7 +203,6 @@ def test_processes_score_equally_often_and_every_item_once(monkeypatch, world, b
     ({"FSDP_VERSION": "1"}, 2, [], "fsdp_version must be 2, got 1"),
     ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, 2, [], "fsdp_cpu_ram_efficient_loading must be false"),
     ({}, 1, [], "one process has nothing to share"),
-    ({}, 2, ["train.compile=default"], "train.compile: default cannot be used under FSDP"),
     ({}, 2, ["method=distill", "teacher={name: context_lm}", "objective=[{name: ce}, {name: topk}]"],
      "teacher.serve: adapter cannot be used under FSDP; use cache"),
 ])

@@ -84,15 +84,13 @@ def _fixed_tables(names: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     """Tables (n, 256) of the operations that do not look at the image."""
     level = np.arange(256)
     tables = np.zeros((len(names), 256), np.uint8)
-    for row, (name, value) in enumerate(zip(names, magnitude)):
-        if name == "Invert":
-            tables[row] = 255 - level
-        elif name == "Solarize":
-            tables[row] = np.where(level >= value, 255 - level, level)
-        elif name == "Posterize":
-            tables[row] = level & (256 - (1 << 8 - int(value)))
-        elif name == "Brightness":
-            tables[row] = np.clip(level.astype(np.float32) * np.float32(1.0 + value), 0, 255)
+    for name, table in (
+            ("Invert", lambda value: 255 - level),
+            ("Solarize", lambda value: np.where(level >= value, 255 - level, level)),
+            ("Posterize", lambda value: level & (256 - (1 << 8 - value.astype(int)))),
+            ("Brightness", lambda value: np.clip(level.astype(np.float32) * (1.0 + value).astype(np.float32), 0, 255))):
+        rows = names == name
+        tables[rows] = table(magnitude[rows, None])
     return tables
 
 

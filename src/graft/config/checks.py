@@ -10,6 +10,7 @@ from graft.config.schema import NAME, NAME_RULE, amount
 from graft.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CUDA_GRAPHS = {"reduce-overhead", "max-autotune"}
 LANGUAGE_TENSORS = {"logits", "targets", "teacher_topk"}  # what the terms of a language model are given
 
 
@@ -56,6 +57,9 @@ def _check_recipe(config: Config, need: Need) -> None:
          f"must not exceed optim.lr {optim.lr}, got {optim.min_lr}", "optim.lr")
     need(train.batch_size % train.accumulate == 0, "train.accumulate",
          f"must divide train.batch_size {train.batch_size}, got {train.accumulate}", "train.batch_size")
+    need(train.accumulate == 1 or train.compile not in CUDA_GRAPHS, "train.compile",
+         f"{train.compile} overwrites its outputs at the next of {train.accumulate} micro-batches; use default",
+         "train.accumulate")
     need(optim.schedule != "plateau" or not _zero(train.eval_every), "train.eval_every",
          "schedule plateau needs evaluations, got 0", "optim.schedule")
     need(not train.stop_after or not _zero(train.eval_every), "train.eval_every",
@@ -126,6 +130,8 @@ def _check_text(config: Config, need: Need) -> None:
     need(config.method in ("baseline", "distill"), "method",
          f"{config.method} is for images; text has baseline and distill", "task.name")
     need(not config.augment, "augment", "text is not augmented; remove it", "task.name")
+    need(config.train.compile == "none", "train.compile",
+         f"{config.train.compile} would make a graph for every length of text; use none", "task.name")
     need(config.train.average == "none", "train.average",
          "averaged weights of a language model are not exported; use none", "task.name")
     teacher, student = config.teacher, config.student.args

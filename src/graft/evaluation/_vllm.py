@@ -12,7 +12,7 @@ from graft.errors import UserError
 from graft.evaluation.generation import Generated, Source, cut, is_adapter
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
-AT_ONCE = 512  # prompts handed over together; what is answered is kept before the next
+AT_ONCE = 4096  # prompts handed over together, so that the GPU is full; what is answered is kept before the next
 CANARY_PROMPTS, CANARY_TOKENS = 4, 16
 
 
@@ -28,10 +28,12 @@ class Vllm:
 
     def __init__(self, source: Source, adapters: Sequence[Path], tensor_parallel: int = 1, seed: int = 0):
         _number_devices()
+        # vLLM's default, fork, cannot be had once this process has looked at a GPU.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             import vllm
         except ImportError:
-            raise UserError("--engine vllm: vllm is not installed; pip install graft[vllm]") from None
+            raise UserError("--engine vllm: vllm is not installed; bash scripts/setup_vllm.sh") from None
         self.vllm, self.source, self.tensor_parallel, self.seed = vllm, source, tensor_parallel, seed
         self.rank = max_rank(adapters)
         self.loaded: tuple[str, Any] | None = None

@@ -1,5 +1,8 @@
 """The engine that answers, by its name."""
 
+import importlib.util
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,26 @@ from graft.evaluation._vllm import Vllm
 from graft.evaluation.generation import Source, is_adapter
 
 ENGINES = ("transformers", "vllm")
+VLLM_PYTHON = Path(__file__).parents[3] / ".venv-vllm/bin/python"  # scripts/setup_vllm.sh makes it
+
+
+def enter_environment(name: str) -> None:
+    """Run this very command again with the Python that has vLLM, where engine `name` wants it and this one has not.
+
+    That is $GRAFT_VLLM_PYTHON, or the one of .venv-vllm. The process stays the same one. Raises UserError if the
+    variable names no file.
+    """
+    named = os.environ.get("GRAFT_VLLM_PYTHON", "")
+    if name != "vllm" or (not named and importlib.util.find_spec("vllm")):
+        return
+    python = Path(named or VLLM_PYTHON).absolute()
+    if named and not python.is_file():
+        raise UserError(f"GRAFT_VLLM_PYTHON: expected a Python that has vLLM, got {named}: no such file")
+    if not python.is_file() or python == Path(sys.executable):
+        return  # the engine will say that there is no vLLM
+    print(f"--engine vllm: going on in its own environment, {python}", file=sys.stderr, flush=True)
+    os.environ["PATH"] = f"{python.parent}:{os.environ.get('PATH', '')}"  # vLLM calls programs that lie beside it
+    os.execv(python, [str(python), *sys.orig_argv[1:]])
 
 
 def engine(name: str, source: Source, *, batch_size: int, device: torch.device, adapters: Sequence[Path] = (),

@@ -66,7 +66,7 @@ def score_answers(model: nn.Module, split: TextSplit, batch_size: int, rank: int
     """
     was_training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=split.device)
+    sums, count = torch.zeros(2, dtype=torch.float64, device=split.device), 0  # the host does not wait for them
     by_length = torch.argsort(split.lengths, descending=True, stable=True)
     own = by_length[rank::world]
     mine = list(own.split(batch_size)) if len(own) else []  # fewer items than processes
@@ -74,15 +74,17 @@ def score_answers(model: nn.Module, split: TextSplit, batch_size: int, rank: int
     most = -(-len(by_length[::world]) // batch_size)
     spare = [by_length[:1]] * (most - len(mine))
     for number, (tokens, targets) in enumerate(split.batches([*mine, *spare])):
-        counts = number < len(mine)
         with autocast():
             out = model(tokens)
             at_once = max(1, LOGITS_AT_ONCE // out.head.vocabulary)
             for hidden, wanted in zip(out.hidden.split(at_once), targets.split(at_once), strict=True):
                 log_p = out.head(hidden).float().log_softmax(-1)
-                totals += counts * torch.stack([-log_p.gather(1, wanted[:, None]).sum(dtype=torch.float64),
-                                                (log_p.argmax(1) == wanted).sum(), log_p.new_tensor(len(wanted))])
+                if number < len(mine):
+                    sums += torch.stack([-log_p.gather(1, wanted[:, None]).sum(dtype=torch.float64),
+                                         (log_p.argmax(1) == wanted).sum()])
+                    count += len(wanted)
     model.train(was_training)
+    totals = torch.cat([sums, sums.new_tensor([count])])
     if world > 1:
         dist.all_reduce(totals)
     loss, correct, count = totals.tolist()

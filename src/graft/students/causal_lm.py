@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,7 +26,8 @@ def build(task: TextTask, *,
           lora: Annotated[bool, "", "train LoRA adapters; false: all weights"] = True,
           rank: Annotated[int, "> 0", "LoRA: rank of an adapter"] = 16,
           alpha: Annotated[int, "> 0", "LoRA: an adapter's output is scaled by alpha / rank"] = 32,
-          dropout: Annotated[float, "[0, 1)", "LoRA: of an adapter's input"] = 0.05,
+          dropout: Annotated[float, "[0, 1)", "LoRA: of an adapter's input, a mask for every adapted layer; 0 costs "
+                             "nothing"] = 0.05,
           targets: Annotated[list[str], "", "LoRA: linear layers that get one, by the end of their name"] = (
               "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
           dtype: Annotated[str, "fp32 | bf16", "of the model's weights; adapters are always fp32"] = "fp32",
@@ -81,6 +83,7 @@ class CausalLM(nn.Module):
         self.lm, self.head, self.lora, self.num_classes = lm, head, lora, num_classes
         self.base, self.source, self.revision = base, source, revision
         self.stem = "adapter_model" if lora else "model"
+        self._casts = True  # peft's default
 
     @property
     def model(self) -> PreTrainedModel:
@@ -89,9 +92,20 @@ class CausalLM(nn.Module):
 
     def forward(self, tokens: Tokens, features: Sequence[str] = ()) -> Outputs:
         """Hidden states (N, D) where an answer token is predicted, and the head; feature `next`: one position on."""
+        self._cast_inputs(not torch.is_autocast_enabled(tokens.ids.device.type))
         hidden = self.model.get_decoder()(input_ids=tokens.ids, use_cache=False).last_hidden_state.flatten(0, 1)
         later = {"next": hidden[tokens.rows + 1]} if "next" in features else {}
         return Outputs(None, features=later, hidden=hidden[tokens.rows], head=self.head)
+
+    def _cast_inputs(self, cast: bool) -> None:
+        """Whether peft casts the input of adapters, which are fp32, to fp32: under autocast it is cast back at once.
+
+        Not peft's context manager: the decoder is computed again in the backward pass, outside of it.
+        """
+        for module in self.lm.modules() if self.lora and cast != self._casts else ():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = cast
+        self._casts = cast
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:

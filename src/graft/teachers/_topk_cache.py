@@ -7,6 +7,7 @@ damage is noticed, stands in `_topk_files`. An interrupted job goes on, and the 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from graft.errors import Locked, UserError
+from graft.errors import UserError
 from graft.outputs import Outputs, Tokens
 from graft.runtime.digests import of_files
+from graft.runtime.lock import RunLock
 from graft.tasks._context import CHOICE, Context
 from graft.tasks._text import TextTask
 from graft.teachers._cache import cache_dir
@@ -131,6 +133,9 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
     goes on with any number of them, all on one machine: they write into the same pages. Raises UserError if `folder`
     holds another cache, Locked while another job builds it, DiskProblem if the disk is too small.
     """
+    if (here := int(os.environ.get("LOCAL_WORLD_SIZE", world))) != world:
+        raise UserError(f"scripts/cache_teacher.py: {here} of {world} processes are on this machine; those of another "
+                        "one would write over their pages; start it on one machine")
     offsets = task.splits["train"].answers.offsets
     with _alone(folder) if rank == 0 else nullcontext():
         if rank == 0:
@@ -150,14 +155,13 @@ def build(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str]
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """The cache in the hands of one job. Raises Locked while it is in another's; a dead job's lock is gone with it."""
+    """The cache in the hands of one job, here or on another machine. Raises Locked while it is in another's."""
     folder.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder)
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise Locked(f"{folder}: another job builds this cache; wait for it or stop it") from None
-    with lock:
         yield
+    finally:
+        lock.release()
 
 
 def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str], teacher: nn.Module,

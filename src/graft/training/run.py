@@ -60,8 +60,8 @@ class Run:
         precision_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # Precision belongs to the experiment, so the config decides; autocast() applies it. An image student may have
         # a head that no loss uses; a language model has none, and is spared the search at every step.
-        self.accelerator = accelerator(kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=not config.reads_text, gradient_as_bucket_view=True)])
+        self.accelerator = accelerator(DistributedDataParallelKwargs(
+            find_unused_parameters=not config.reads_text, gradient_as_bucket_view=True))
         world = self.accelerator.num_processes
         self.place = Place(self.accelerator.device, self.accelerator.process_index, world, wanted(config, world))
         self.device = self.place.device

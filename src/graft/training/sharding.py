@@ -38,8 +38,6 @@ def wanted(config: Config, world: int) -> bool:
     if not config.reads_text:
         raise UserError(f"student.name: {config.student.name} cannot be sharded, only language models can; use "
                         "configs/accelerate/2gpu.yaml")
-    if config.train.compile != "none":
-        raise UserError(f"train.compile: {config.train.compile} cannot be used under FSDP; use none")
     if config.teacher.name == "context_lm" and config.teacher.args["serve"] == "adapter":
         # Its forward passes are as many as the lengths of a process's own items ask for, and each is a collective.
         raise UserError("teacher.serve: adapter cannot be used under FSDP; use cache")
