@@ -1,19 +1,24 @@
-"""What GPUs and several processes change, as far as a CPU can show it: BatchNorm, precision, patience, environments."""
+"""What GPUs, several processes and large data change, as far as a CPU can show it."""
 
 import sys
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.augment import Augment, resized_crop
+from graft.config.options import Part, Train
 from graft.errors import UserError
 from graft.evaluation import engines
 from graft.losses._dino import DinoHead
 from graft.losses._tokens import fp32
 from graft.runtime.place import accelerator
+from graft.tasks._task import ResidentSplit, StreamedSplit
+from graft.training.batches import micro_batches
 from graft.training.learner import synchronised
 from small_lm import batch, disturb, student, task
 
@@ -142,3 +147,49 @@ def test_vllm_is_found_in_its_own_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_VLLM_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"GRAFT_VLLM_PYTHON: .*nowhere: no such file"):
         engines.enter_environment("vllm")
+
+
+def test_large_crops_are_looked_up_on_a_cpu_with_the_same_result(monkeypatch):
+    augment = Augment((Part("resized_crop", {"scale": [0.08, 1.0], "ratio": [0.75, 1.3333]}),), 0)
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def views() -> list[torch.Tensor]:
+        view = augment(images, torch.zeros(8, dtype=torch.int64), torch.arange(8), 0, num_classes=2, geometry=True)
+        return [view.inputs, view.visible]
+
+    looked_up = views()
+    monkeypatch.setattr(resized_crop, "LARGE", 1000)
+    assert all(torch.equal(a, b) for a, b in zip(looked_up, views(), strict=True))
+
+
+class Pixels:
+    """Images that say which they are; notes what is decoded."""
+
+    def __init__(self):
+        self.decoded: list[int] = []
+
+    def __call__(self, i: int) -> np.ndarray:
+        self.decoded.append(i)
+        return np.full((1, 2, 2), i, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_streamed_epoch_resumed_in_the_middle_reads_nothing_twice(workers):
+    """Order and content are those of the resident data, for any number of workers."""
+    train = Train(batch_size=6, accumulate=2)
+    labels = torch.arange(40)
+    resident = ResidentSplit(labels.to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).contiguous(), labels)
+    whole = [batch for _, batch in micro_batches(resident, train, 7, 3, range(6), 0, 1)]
+    seen, decoded = [], []
+    for steps in (range(0, 2), range(2, 6)):  # stopped after two steps, and resumed
+        pixels = Pixels()
+        split = StreamedSplit(pixels, labels).to("cpu", workers)
+        seen += [batch for _, batch in micro_batches(split, train, 7, 3, steps, 0, 1)]
+        decoded.append(pixels.decoded)
+    assert len(seen) == len(whole) == 12
+    for one, other in zip(seen, whole):
+        assert torch.equal(one.index, other.index) and one.step == other.step
+        assert torch.equal(one.inputs, other.inputs) and torch.equal(one.labels, other.labels)
+    if not workers:
+        assert sorted(decoded[0] + decoded[1]) == sorted(torch.cat([batch.index for batch in whole]).tolist())
+        assert len(set(decoded[0] + decoded[1])) == 36

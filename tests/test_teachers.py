@@ -259,6 +259,28 @@ def test_cached_outputs_are_the_teachers(cached, limit):
         torch.testing.assert_close(one, other, rtol=2**-10, atol=1e-6)
 
 
+def test_what_does_not_fit_on_the_device_is_read_one_batch_ahead(cached, monkeypatch):
+    """Whatever was announced, what is asked for is what comes."""
+    task, frozen, part = cached
+    small, whole = (TeacherCache(frozen, part, task, "train", FEATURES, "cpu", limit_bytes=limit)
+                    for limit in (0, None))
+    assert whole.resident and not small.resident
+    read, real = [], small._read
+    monkeypatch.setattr(small, "_read", lambda index: (read.append(index.tolist()), real(index))[1])
+    for index, ahead in (([0, 1], [2, 3]), ([2, 3], [4, 5]), ([6, 7], None), ([8, 9], None)):
+        got = small.fetch(torch.tensor(index), ahead and torch.tensor(ahead))
+        wanted = whole.fetch(torch.tensor(index))
+        assert all(torch.equal(got.features[name], wanted.features[name]) for name in FEATURES)
+        assert torch.equal(got.logits, wanted.logits)
+    assert read == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_a_gpu_keeps_what_fills_half_of_its_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 << 30, 80 << 30))
+    assert _cache.room(torch.device("cuda", 0)) == 35 << 30
+    assert _cache.room(torch.device("cpu")) == 4 << 30
+
+
 def test_a_cache_is_built_once_and_again_when_it_is_not_what_it_says(cached, monkeypatch):
     task, frozen, part = cached
     built = []

@@ -152,17 +152,20 @@ def test_the_command_finds_its_environment_and_leaves_no_engine_behind(folders, 
     base.write_text(base_config().read_text().replace(
         json.loads(json.dumps(base_config().read_text().split("model: ")[1].split("}")[0])), str(model)))
     marker = f"{tmp_path.name}-{number}"
+    log = tmp_path / "log"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/eval_icl.py"), "--base_config", str(base), "--output",
          str(tmp_path / "icl.json"), "--shots", "0", "--engine", "vllm", "evaluate.max_new_tokens=150"],
-        env={**os.environ, "GRAFT_TEST": marker, "PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.PIPE,
+        env={**os.environ, "GRAFT_TEST": marker, "PYTHONPATH": str(ROOT / "src")}, stdout=log.open("w"),
         stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(engine_cores(marker)) < 2 and process.poll() is None:
         time.sleep(0.2)
-    assert len(engine_cores(marker)) >= 2, process.communicate()[0]
+    assert len(engine_cores(marker)) >= 2, log.read_text()
+    time.sleep(20)  # it loads, or it answers
     process.send_signal(number)
     process.wait(timeout=60)
+    print(f"signal {number}: exit code {process.returncode}, {log.read_text()[-300:]!r}")
     for _ in range(100):
         if not (left := engine_cores(marker)):
             break

@@ -44,6 +44,7 @@ class Batch:
     step: int  # optimizer steps done before this one
     window: float  # scored positions of the whole accumulation window over all ranks, / ranks
     micro_share: float  # this micro-batch's share of the window, for terms that are one number a batch
+    ahead: Tensor | None = None  # (B,) int64 on the CPU: `index` of the next one, if that is known
 
 
 @dataclass

@@ -1,12 +1,16 @@
 """The vLLM engine of `graft.evaluation.generation`: one engine for the base model and all its adapters."""
 
+import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from graft.errors import UserError
 from graft.evaluation.generation import Generated, Source, cut, is_adapter
@@ -71,8 +75,14 @@ class Vllm:
             from vllm.lora.request import LoRARequest
             number = len(self.requests) + 1
             request = LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(folder))
-            base, tuned = ([(list(output.token_ids), output.cumulative_logprob) for output in
-                            self._answers(llm, prompts, one, CANARY_TOKENS, logprobs=1)] for one in (None, request))
+            _refuse_damaged(folder)  # it would take the engine down
+            try:
+                base, tuned = ([(list(output.token_ids), output.cumulative_logprob) for output in
+                                self._answers(llm, prompts, one, CANARY_TOKENS, logprobs=1)] for one in (None, request))
+            except Exception as error:  # of many kinds; the engine has said more
+                self._free()
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"{folder}: vLLM cannot serve this adapter ({reason})") from None
             if base == tuned:
                 raise UserError(f"{folder}: vLLM gives the base model's answers and log-probabilities with this "
                                 "adapter; it has no effect there. Use --engine transformers")
@@ -84,6 +94,8 @@ class Vllm:
             self._free()
             source, base = self.source, model == self.source.model
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.rank} if base and self.rank else {}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _end_with_engine)
             llm = self.vllm.LLM(
                 model=model, revision=source.revision or None if base else None,
                 tokenizer=source.prompt.tokenizer.name_or_path, tensor_parallel_size=self.tensor_parallel,
@@ -100,6 +112,28 @@ class Vllm:
         self.loaded = None
         self.requests = {}  # numbers are the engine's
         gc.collect()
+
+
+def _end_with_engine(number: int, frame: Any) -> None:
+    """A signal handler: end the engine's processes, then this one, at once; what was answered is on disk.
+
+    Left to itself vLLM waits for an engine that may hear nothing while it starts, and where this process dies of the
+    signal, the engine lives on and holds its GPUs.
+    """
+    import psutil  # comes with vLLM
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(128 + number)
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Raise UserError if an adapter's weights cannot be read."""
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: its adapter cannot be read ({' '.join(str(error).split())[:300]})") from None
 
 
 def _number_devices() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -45,13 +46,14 @@ def teacher_fingerprint(teacher: nn.Module, part: Part) -> str:
 class TeacherCache:
     """Outputs of `teacher` for the images of one split, by index; built on first use by whoever comes first.
 
-    Kept on the device if all of them are smaller than `limit_bytes`, else read from the disk batch by batch.
+    Kept on the device if all of them are smaller than `limit_bytes` (None: half of what a GPU has free, 4 GiB of a
+    CPU's memory), else read from the disk batch by batch, one batch ahead.
     `batch_size` images per teacher pass, under `autocast()`. Raises UserError if a value does not fit
     float16, DiskProblem if all of them do not fit on the disk.
     """
 
     def __init__(self, teacher: nn.Module, part: Part, task: Task, split: str, features: Sequence[str],
-                 device: torch.device | str, *, limit_bytes: int = 4 << 30, batch_size: int = 256,
+                 device: torch.device | str, *, limit_bytes: int | None = None, batch_size: int = 256,
                  autocast: Callable[[], AbstractContextManager] = nullcontext):
         self.device = torch.device(device)
         names = sorted(set(features)) + ([LOGITS] if teacher.num_classes else [])
@@ -68,22 +70,43 @@ class TeacherCache:
         except OSError as error:
             raise DiskProblem(f"{self.folder}: cannot keep the teacher's outputs ({error.strerror or error}); set "
                               "GRAFT_CACHE to another disk, or teacher.cache: none") from None
-        self._arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names}
-        self.resident = sum(array.nbytes for array in self._arrays.values()) < limit_bytes
+        # "c": torch has no read-only tensors; nothing is written.
+        self._arrays = {name: torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="c")) for name in names}
+        limit = room(self.device) if limit_bytes is None else limit_bytes
+        self.resident = sum(array.nbytes for array in self._arrays.values()) < limit
         if self.resident:
-            self._arrays = {name: torch.from_numpy(np.array(array)).to(self.device)
-                            for name, array in self._arrays.items()}
+            self._arrays = {name: array.clone().to(self.device) for name, array in self._arrays.items()}
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: tuple[Tensor, Future] | None = None  # what is being read, and for which images
 
-    def fetch(self, index_B: Tensor) -> Outputs:
-        """Outputs (float32, on the device) for the images at these positions of the split, `(B,)` int64 on the CPU."""
-        values = {name: self._gather(array, index_B).float() for name, array in self._arrays.items()}
+    def fetch(self, index_B: Tensor, ahead_B: Tensor | None = None) -> Outputs:
+        """Outputs (float32, on the device) for the images at these positions of the split, `(B,)` int64 on the CPU.
+
+        `ahead_B` are those that will be asked for next, as far as is known: read while the device works.
+        """
+        if self.resident:
+            place = on_device(index_B, self.device, torch.int64)
+            rows = {name: array.index_select(0, place) for name, array in self._arrays.items()}
+        else:
+            known = self._ahead is not None and torch.equal(self._ahead[0], index_B)
+            rows = self._ahead[1].result() if known else self._read(index_B)
+            self._ahead = None if ahead_B is None else (ahead_B, self._reader.submit(self._read, ahead_B))
+        values = {name: row.to(self.device, non_blocking=True).float() for name, row in rows.items()}
         logits = values.pop(LOGITS, None)
         return Outputs(logits, logits, values)
 
-    def _gather(self, array: Tensor | np.memmap, index_B: Tensor) -> Tensor:
-        if self.resident:
-            return array.index_select(0, on_device(index_B, self.device, torch.int64))
-        return on_device(array[index_B.numpy()], self.device, torch.float16)
+    def _read(self, index_B: Tensor) -> dict[str, Tensor]:
+        """Rows of every file, in memory that a GPU can take them from without the host waiting."""
+        rows = {name: torch.empty((len(index_B), *array.shape[1:]), dtype=array.dtype,
+                                  pin_memory=self.device.type == "cuda") for name, array in self._arrays.items()}
+        for name, array in self._arrays.items():
+            torch.index_select(array, 0, index_B, out=rows[name])
+        return rows
+
+
+def room(device: torch.device) -> int:
+    """Bytes of outputs that may stay on a device: half of what a GPU has free, for activations are still to come."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 4 << 30
 
 
 def _precision(autocast: Callable[[], AbstractContextManager], device: str) -> str:

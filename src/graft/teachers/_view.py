@@ -38,7 +38,7 @@ class TeacherView:
             with self.run.autocast():
                 out = self.teacher(view.inputs, features=self.features)
         elif self.cache:
-            out = self.cache.fetch(batch.index)
+            out = self.cache.fetch(batch.index, batch.ahead)
         else:
             with self.run.autocast():
                 out = self.teacher(to_float(batch.inputs), features=self.features)

@@ -77,4 +77,5 @@ def micro_batches(split, train: Train, seed: int, epoch: int, steps: range, rank
     for number, (inputs, labels) in enumerate(split.batches(micros)):
         window, micro = divmod(number, train.accumulate)
         yield micro, Batch(micros[number], inputs, labels, epoch, before + steps[window],
-                           split.positions(windows[window]) / world, 1 / train.accumulate)
+                           split.positions(windows[window]) / world, 1 / train.accumulate,
+                           micros[number + 1] if number + 1 < len(micros) else None)
