@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from graft.errors import UserError
 from graft.tasks import _cache, _images, _parquet, cifar10, cifar100, digits, imagefolder, mnist, parquet_images
+from graft.tasks._files import parquet_files
 from graft.tasks._task import ResidentSplit, StreamedSplit, fingerprint, stratified_pick, stratified_split
 
 SPLITS = ("train", "val", "test")
@@ -208,6 +209,24 @@ def test_parquet_subfolder_parts_and_data_folder_variable(tmp_path, monkeypatch)
                   [i % 10 for i in range(20)])
     monkeypatch.setenv("GRAFT_DATA", str(tmp_path / "data"))
     assert cifar10.build().fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize(("names", "says"), [
+    (["train-0", "train-1"], None), (["train-1", "train-2"], None),
+    (["train-00001-of-00002", "train-00000-of-00002"], None),
+    (["train", "train_old_backup"], None), (["train-0", "train-2"], "train-1.parquet is missing"),
+    (["train-2", "train-3"], "train-1.parquet is missing"), (["train-0", "train"], "train.parquet and train-0.parquet"),
+    (["train-00000-of-00003", "train-00002-of-00003"], "train-00001-of-00003.parquet is missing; expected all 3"),
+    (["train-0", "train-00000-of-00001"], "more than once: "),
+])
+def test_the_files_of_a_split_are_its_own_and_all_of_them(tmp_path, names, says):
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    if says:
+        assert says in one_line(lambda: parquet_files(tmp_path, "train"))
+    else:
+        want = sorted(name for name in names if "old" not in name)
+        assert [path.stem for path in parquet_files(tmp_path, "train")] == want
 
 
 def test_hub_reads_the_pinned_snapshot(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from graft.errors import UserError
+from graft.errors import DISK, DiskProblem, UserError
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
 from graft.tasks._images import DECODER
@@ -28,7 +28,7 @@ def arrays(name: str, files: list[Path], how: str, decode: Callable[[], tuple[np
     """What `decode()` returns, from the cache if files of these contents were decoded before, `how` says how.
 
     The array is a read-only memory map. Of several processes one decodes and the others wait.
-    Raises `UserError` if the cache cannot be written.
+    Raises `UserError` if the cache cannot be written, `DiskProblem` if that is for want of space.
     """
     key = hashlib.sha256(repr((FORMAT, DECODER, how, digests.of_files(files))).encode()).hexdigest()[:16]
     entry = _folder() / f"{name}-{key}"
@@ -75,8 +75,9 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{_folder()}: cannot keep decoded images ({error.strerror or error}); "
-                        "set GRAFT_CACHE to another folder") from None
+        kind = DiskProblem if error.errno in (None, *DISK) else UserError  # numpy keeps no errno of a short write
+        raise kind(f"{_folder()}: cannot keep decoded images ({error.strerror or error}); "
+                   "set GRAFT_CACHE to another folder") from None
 
 
 def _read(entry: Path) -> tuple[np.ndarray, str] | None:

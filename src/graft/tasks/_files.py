@@ -13,27 +13,30 @@ def data_root(root: str, name: str) -> Path:
 
 
 def parquet_files(folder: Path, stem: str) -> list[Path]:
-    """`stem.parquet`, or all of the shards `stem-00000-of-00002.parquet`, in order; nothing else that lies there.
+    """`stem.parquet`, or all of its shards, in order; nothing else that lies there.
 
+    Shards are `stem-00000-of-00002.parquet`, or `stem-0.parquet`, `stem-1.parquet` from 0 or 1 on without a gap.
     Empty if there is none. Raises UserError if a shard is missing, or there are two sets of files.
     """
     whole = folder / f"{stem}.parquet"
-    named = re.compile(rf"{re.escape(stem)}-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?\.parquet")
-    sets: dict[int, dict[int, Path]] = {}
+    named = re.compile(rf"{re.escape(stem)}-([0-9]+)(?:-of-([0-9]+)(?:-[0-9a-f]+)?)?\.parquet")
+    sets: dict[int, dict[int, Path]] = {}  # by how many shards there are; 0: the names do not say
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if match := named.fullmatch(path.name):
-            shards = sets.setdefault(int(match[2]), {})
+            shards = sets.setdefault(int(match[2] or 0), {})
             if int(match[1]) in shards:
                 raise UserError(f"{path}: {shards[int(match[1])].name} is the same shard; expected one of them")
             shards[int(match[1])] = path
     if len(sets) + whole.is_file() > 1:
-        raise UserError(f"{folder}: {stem} is there more than once: {whole.name if whole.is_file() else 'shards'} and "
-                        f"shards of {', '.join(map(str, sorted(sets)))}; expected one of them")
+        several = [whole] * whole.is_file() + [next(iter(shards.values())) for shards in sets.values()]
+        raise UserError(f"{folder}: {stem} is there more than once: {' and '.join(path.name for path in several)}; "
+                        "expected one of them")
     for count, shards in sets.items():
-        if lacking := sorted(set(range(count)) - shards.keys()):
-            raise UserError(f"{folder}: {stem}-{lacking[0]:05d}-of-{count:05d}.parquet is missing; expected all "
-                            f"{count} shards")
-        return [shards[i] for i in range(count)]
+        wanted = range(count) if count else range(min(1, *shards), max(shards) + 1)
+        if lacking := sorted(set(wanted) - shards.keys()):
+            name = f"{stem}-{lacking[0]:05d}-of-{count:05d}" if count else f"{stem}-{lacking[0]}"
+            raise UserError(f"{folder}: {name}.parquet is missing; expected all {len(wanted)} shards")
+        return [shards[i] for i in wanted]
     return [whole] if whole.is_file() else []
 
 
