@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -274,6 +275,18 @@ def test_another_run_may_not_continue_here(tmp_path, change, says):
     with pytest.raises(UserError, match=says):
         run_main(tiny(tmp_path / "x", *change))
     assert (cfg.run_dir / "status.json").read_text() == before, "a mistaken command must not undo a finished run"
+
+
+def test_keys_without_influence_may_change_on_a_resume(tmp_path):
+    overrides = ["train.duration=4st", "train.checkpoint_every=2st"]
+    cfg = tiny(tmp_path / "x", *overrides)
+    run_main(cfg)
+    shutil.rmtree(cfg.run_dir / "checkpoint-4")
+    run_main(tiny(tmp_path / "x", "train.duration=4st", "train.checkpoint_every=1st", "train.keep=5", "train.workers=1",
+                  "train.log_every=2", "resume=must"))
+    assert checkpoint.steps(cfg.run_dir) == [2, 3, 4]
+    run_main(tiny(tmp_path / "whole", *overrides))
+    assert weights(cfg.run_dir) == weights(tmp_path / "whole/seed0")
 
 
 def test_must_resume(tmp_path):
