@@ -25,11 +25,17 @@ def follow_launcher() -> None:
     python = _is_python(parent)  # a launcher is
     if python:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Something between launcher and worker (a profiler, `bash -c`) shares the worker's session.
-    between = parent > 1 and os.getsid(parent) == os.getsid(0)
-    if os.getppid() != parent or not (python or between):
+    if os.getppid() != parent or not (python or _shares_session(parent)):
         print("error: the launcher that started this process is gone", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
+
+
+def _shares_session(parent: int) -> bool:
+    """As what stands between launcher and worker does (a profiler, `bash -c`); who adopts orphans does not."""
+    try:
+        return parent > 1 and os.getsid(parent) == os.getsid(0)
+    except OSError:  # gone
+        return False
 
 
 def _is_python(pid: int) -> bool:
