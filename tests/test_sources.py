@@ -33,7 +33,8 @@ def test_the_sources_are_those_that_the_run_computes_with():
     vit = of("base/digits_vit.yaml")
     assert {"train_baseline.py", "tasks/digits.py", "students/vit.py", "students/_backbone.py", "losses/ce.py",
             "augment/crop.py", "training/run.py", "training/update.py", "keyed.py"} <= vit
-    assert not {"losses/cka.py", "students/cnn.py", "training/journal.py", "config/schema.py"} & vit
+    assert not {"losses/cka.py", "students/cnn.py", "training/journal.py", "training/record.py",
+                "config/schema.py"} & vit
     assert not [name for name in vit if name.split("/")[0] in ("config", "runtime", "reporting", "probes")]
     assert {"train_distill.py", "teachers/run.py", "losses/kd.py"} <= of("base/digits_vit.yaml",
                                                                           "distill/digits_cnn.yaml")
