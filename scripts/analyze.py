@@ -10,23 +10,31 @@ constant random order of the split. Half a minute on two CPU cores for the demo;
 import argparse
 from pathlib import Path
 
+from graft.config import script_options
 from graft.errors import exit_cleanly
-from graft.evaluation.forensics import SCHEMA_VERSION, add_options, describe, entry, make_runs
-from graft.reporting import results
-from graft.runtime.provenance import code_sha
 
 METRICS = ("attention", "cka", "hessian")
 
 
-def main() -> None:
-    """Load, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = script_options.parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="<condition>/seed<k>")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["attention", "cka"])
     parser.add_argument("--hessian_images", type=int, default=256)
-    add_options(parser)
+    script_options.add_analysis(parser)
     options = parser.parse_args()
+    script_options.at_least(options, images=1, cka_images=1, hessian_images=1, batch_size=1)
+    return options
+
+
+def main() -> None:
+    """Load, measure, write."""
+    options = arguments()  # before torch is imported
+    from graft.evaluation.forensics import SCHEMA_VERSION, describe, entry, make_runs
+    from graft.reporting import results
+    from graft.runtime.provenance import code_sha
+
     runs = make_runs(options, options.metrics, options.hessian_images)
     cfg, student, info = runs.student(options.run)
     found, _ = entry(runs, cfg, student, info)

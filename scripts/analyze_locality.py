@@ -9,141 +9,11 @@ come out as supported, contradicted or undecided. A minute on two CPU cores for 
 """
 
 import argparse
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from graft.config.options import Config
+from graft.config import script_options
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation.forensics import (
-    SCHEMA_VERSION,
-    Runs,
-    add_options,
-    compare,
-    describe,
-    entry,
-    look,
-    make_runs,
-)
-from graft.evaluation.rebuild import runs_of
-from graft.probes import attention, hypotheses
-from graft.reporting import reading, results, stats
-from graft.runtime.provenance import code_sha
-
-SHARES = ("avg_patch_mass", "collapsed_heads_ratio", "collapsed_heads_ratio_relative", "avg_cls_self_attn",
-          "cls_collapse_ratio")
-LENGTHS = ("avg_attention_distance", "avg_relative_distance", "avg_distance_without_self", "avg_entropy",
-           "avg_cls_dispersion")  # what is not below 0
-
-
-@dataclass
-class Condition:
-    """What was measured of one condition."""
-
-    configs: list[Config] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    distance: dict[int, Any] = field(default_factory=dict)  # seed -> (n,)
-
-    @property
-    def trace(self) -> dict[int, float]:
-        """Hessian trace by seed."""
-        return {e["seed"]: e["hessian"]["trace"]["value"] for e in self.entries if "hessian" in e}
-
-    def warnings(self, reference: Config) -> list[str]:
-        """What a reader of its numbers should know."""
-        found = [f"seed {e['seed']}: {warning}" for e in self.entries for warning in e["warnings"]]
-        if self.configs[0].student != reference.student:
-            found.append("its student is another than that of the random_init reference")
-        return found
-
-
-def measure(runs: Runs, folders: list[Path]) -> Condition:
-    """All runs of a condition."""
-    condition = Condition()
-    for folder in folders:
-        cfg, student, info = runs.student(folder)
-        found, distance = entry(runs, cfg, student, info)
-        condition.configs.append(cfg)
-        condition.entries.append(found)
-        condition.distance[cfg.seed] = distance
-    return condition
-
-
-def summarise(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and 95% t-interval over seeds of every average, and of the attention distance by layer."""
-    found: dict[str, Any] = {name: stats.seed_summary([e[name] for e in entries], within)
-                             for names, within in ((SHARES, stats.SHARE), (LENGTHS, stats.POSITIVE)) for name in names
-                             if all(e[name] is not None for e in entries)}
-    found["layer_distance"] = [stats.seed_summary(layer, stats.POSITIVE)
-                               for layer in zip(*(e["layer_distance"] for e in entries))]
-    if all("hessian" in e for e in entries):
-        found["hessian_trace"] = stats.seed_summary([e["hessian"]["trace"]["value"] for e in entries])
-    return found
-
-
-def untrained(runs: Runs, configs: list[Config]) -> dict[str, Any]:
-    """The reference of random initialisation: the very weights that runs with these seeds started from."""
-    entries = []
-    for cfg in configs:
-        student = runs.untrained(cfg)
-        seen, _ = look(runs, cfg, student)
-        entries.append({"seed": cfg.seed, **seen, "cka": {"self": compare(runs, cfg, student, student)}})
-    return {"runs": entries, "summary": summarise(entries)}
-
-
-def teacher_references(runs: Runs, conditions: dict[str, Condition], base_dir: Path, baseline: str) -> dict[str, Any]:
-    """CKA with each condition's teacher of students that never met it: untrained, and the baseline's (first seed)."""
-    found: dict[str, Any] = {}
-    for name, condition in conditions.items():
-        cfg = condition.configs[0]
-        teacher = runs.teacher(cfg)
-        if teacher is None:
-            continue
-        found[name] = {"random_init": compare(runs, cfg, runs.untrained(cfg), teacher)}
-        if baseline in conditions:
-            student = runs.student(runs_of(base_dir, baseline)[0])[1]
-            found[name]["baseline"] = compare(runs, cfg, student, teacher)
-    return found
-
-
-def check_same_data(runs: Runs, conditions: dict[str, Condition]) -> None:
-    """Raise UserError unless all runs are looked at on the same images."""
-    split = runs.settings.split
-    known = {name: runs.task(cfg).fingerprints[split] for name, condition in conditions.items()
-             for cfg in condition.configs}
-    first = next(iter(known))
-    for name, fingerprint in known.items():
-        if fingerprint != known[first]:
-            raise UserError(f"{name}: has other {split} data than {first} ({fingerprint[:12]} and {known[first][:12]})")
-
-
-def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles: dict[str, str],
-             results_file: Path | None, margin: float) -> dict[str, Any]:
-    """The content of forensics.json."""
-    reference = conditions.get(roles.get("baseline", ""), next(iter(conditions.values())))
-    cfg = reference.configs[0]
-    first = next(runs.images(cfg, 1))
-    tokens = attention.geometry(runs.untrained(cfg), first)
-    correct = {}
-    if results_file:
-        measured = {"data": describe(runs, cfg), "conditions": {name: {"runs": condition.entries}
-                                                                for name, condition in conditions.items()}}
-        reading.check_same(results.read_results(results_file), measured, base_dir)
-        correct = hypotheses.correctness(results_file, runs.settings.split)
-    return {
-        "schema_version": SCHEMA_VERSION, "study": base_dir.resolve().name, "code_sha": code_sha(),
-        "data": describe(runs, cfg), "roles": roles, "order": list(conditions),
-        "thresholds": {**attention.collapse_thresholds(tokens), "cls_collapse_warning": attention.CLS_WARNING},
-        "references": {"uniform": attention.uniform(tokens), "random_init": untrained(runs, reference.configs),
-                       "teacher_cka": teacher_references(runs, conditions, base_dir, roles.get("baseline", ""))},
-        "conditions": {name: {"role": next((role for role, of in roles.items() if of == name), None),
-                              "runs": condition.entries, "summary": summarise(condition.entries),
-                              "warnings": condition.warnings(cfg)} for name, condition in conditions.items()},
-        "hypotheses": hypotheses.of_the_original(
-            roles, {name: condition.distance for name, condition in conditions.items()},
-            {name: condition.trace for name, condition in conditions.items()}, correct, margin)}
 
 
 def table(forensics: dict[str, Any]) -> str:
@@ -168,10 +38,9 @@ def table(forensics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Load, measure, judge, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = script_options.parser(__doc__)
     parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
     parser.add_argument("--conditions", nargs="+", required=True)
     for role, what in (("cnn", "distilled from a CNN"), ("ssl", "distilled from a self-supervised teacher")):
@@ -181,12 +50,26 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="results.json of the same study, for the claim about accuracy")
     parser.add_argument("--margin", type=float, default=0.01, help="accuracies this close count as equal")
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
-    add_options(parser)
+    script_options.add_analysis(parser)
     options = parser.parse_args()
-    runs = make_runs(options, ["attention", "cka", *(["hessian"] if options.hessian else [])], options.hessian)
+    script_options.at_least(options, images=1, cka_images=1, hessian=0, batch_size=1)
     for role in ("cnn", "ssl"):
         if getattr(options, role) not in ("", *options.conditions):
             raise UserError(f"--{role}: {getattr(options, role)} is not among --conditions")
+    return options
+
+
+def main() -> None:
+    """Load, measure, judge, write."""
+    options = arguments()  # before torch is imported
+    from tqdm import tqdm
+
+    from graft.evaluation.forensics import make_runs
+    from graft.evaluation.locality import Condition, assemble, check_same_data, measure
+    from graft.evaluation.rebuild import runs_of
+    from graft.reporting import results
+
+    runs = make_runs(options, ["attention", "cka", *(["hessian"] if options.hessian else [])], options.hessian)
     conditions: dict[str, Condition] = {}
     for name in tqdm(options.conditions, desc="analysing", disable=None):
         try:

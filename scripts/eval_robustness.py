@@ -10,111 +10,35 @@ figures read. Runs of self-supervised training have no classifier and are refuse
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
+from graft.config import script_options
 from graft.errors import UserError, exit_cleanly
-from graft.evaluation import rebuild
-from graft.evaluation.scoring import score
-from graft.probes import classification
-from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
-from graft.reporting import results, stats
-from graft.runtime.provenance import code_sha
-from graft.tasks._task import Split, Task
-
-SUMMARISED = {"accuracy": stats.SHARE, "nll": stats.POSITIVE, "brier": (0.0, 2.0), "ece": stats.SHARE}
 
 
-class Corrupted:
-    """A split behind a corruption."""
-
-    def __init__(self, split: Split, name: str, severity: int):
-        self.split, self.name, self.severity = split, name, severity
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batches(self, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """As the split's own."""
-        for index, (images, labels) in zip(order, self.split.batches(order), strict=True):
-            yield corrupt(images, self.name, self.severity, index), labels
-
-
-class Evaluator:
-    """Evaluates runs; data sets are built once."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.split, self.weights = options.split, options.weights
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
-
-    def run(self, run_dir: Path) -> dict[str, Any]:
-        """The entry of one run."""
-        run = rebuild.trained(run_dir)
-        cfg = run.config
-        rebuild.refuse_text(cfg, run_dir)
-        task, different = self.task.of(run, [self.split])
-        split = task.splits[self.split]
-        student, info = rebuild.classifier(run, self.weights, self.device)
-        labels = split.labels.numpy()
-
-        def log_probs(model: nn.Module, split: Any):
-            return score(model, split, self.device, cfg.evaluate.batch_size, log_probs=True)["log_probs"]
-
-        clean = log_probs(student, split)
-        averaged = AveragedViews(student, rebuild.mirrors(cfg))
-        corruptions = {name: {str(severity): classification.probabilistic(
-            labels, log_probs(student, Corrupted(split, name, severity))) for severity in SEVERITIES}
-            for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
-        levels = [level["accuracy"] for levels in corruptions.values() for level in levels.values()]
-        return {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                "split": self.split, "other_data": different[self.split],
-                "clean": classification.evaluate(labels, clean, task.classes),
-                "tta": {**classification.probabilistic(labels, log_probs(averaged, split)),
-                        "views": 10 if averaged.flip else 5},
-                "teacher": self.teacher(run, task, log_probs, clean),
-                "corruptions": corruptions, "corrupted_accuracy": sum(levels) / len(levels)}
-
-    def teacher(self, run: rebuild.Trained, task: Task, log_probs: Any, clean: Any) -> dict[str, float] | None:
-        """Agreement with the run's own teacher; None without one that classifies."""
-        if run.config.teacher.name == "none":
-            return None
-        try:
-            teacher = rebuild.teacher(run, task, self.task.allow_other).to(self.device)
-        except UserError as error:
-            tqdm.write(f"note: {run.folder}: no agreement with the teacher: {error}")
-            return None
-        if not teacher.num_classes:
-            return None
-        return classification.agreement(clean, log_probs(teacher, task.splits[self.split]))
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and 95% interval over seeds of the main numbers."""
-    found = {f"{prefix}{name}": stats.seed_summary([run[views][name] for run in runs], within)
-             for prefix, views in (("", "clean"), ("tta_", "tta")) for name, within in SUMMARISED.items()}
-    return found | {"macro_f1": stats.seed_summary([run["clean"]["macro"]["f1"] for run in runs], stats.SHARE),
-                    "corrupted_accuracy": stats.seed_summary([run["corrupted_accuracy"] for run in runs], stats.SHARE)}
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = script_options.parser(__doc__)
+    parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
+    parser.add_argument("--conditions", nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="robustness.json")
+    parser.add_argument("--split", choices=script_options.SPLITS, default="test")
+    parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
+    script_options.add_weights(parser)
+    script_options.add_data(parser)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Evaluate, summarise, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
-    parser.add_argument("--conditions", nargs="+", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="robustness.json")
-    parser.add_argument("--split", choices=["val", "test"], default="test")
-    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
-                        help="auto: the averaged weights where a run has them")
-    parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
-    rebuild.add_data_options(parser)
-    options = parser.parse_args()
+    options = arguments()  # before torch is imported
+    from tqdm import tqdm
+
+    from graft.evaluation import rebuild
+    from graft.evaluation.robustness import Evaluator, summary
+    from graft.reporting import results
+    from graft.runtime.provenance import code_sha
+
     evaluator, conditions = Evaluator(options), {}
     for name in options.conditions:
         try:

@@ -15,7 +15,6 @@ from scipy import stats
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures
 from graft.runtime import files
-from graft.training import journal
 
 BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
 
@@ -23,6 +22,8 @@ BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the tab
 def read_metrics(path: Path) -> pd.DataFrame:
     """The numbers of one metrics.jsonl, one row a step; training and validation lines of a step are merged."""
     merged: dict[int, dict] = {}
+    from graft.training import journal  # imports torch, which the command line does not wait for
+
     for record in journal.read(path):
         merged.setdefault(record["step"], {}).update(record)
     if not merged:

@@ -8,15 +8,15 @@ The folder loads like any other: configuration, tokenizer, chat template, model.
 import argparse
 from pathlib import Path
 
+from graft.config import script_options
 from graft.errors import exit_cleanly
-from graft.students._tiny_lm import FAMILIES, make
 
 
-def main() -> None:
-    """Make what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = script_options.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--family", choices=list(FAMILIES), default="qwen3")
+    parser.add_argument("--family", default="qwen3", help="such as llama; a name that is none lists them all")
     for name, default in {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 128, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--characters", default="", help="a character tokenizer of these; default: one of bytes")
@@ -24,7 +24,15 @@ def main() -> None:
     parser.add_argument("--init_std", type=float, default=0.02)
     parser.add_argument("--plain", action="store_true", help="a base model: no chat template")
     parser.add_argument("--no_weights", action="store_true")
-    print(make(**vars(parser.parse_args())))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make what the command line asks for."""
+    options = arguments()  # before torch is imported
+    from graft.students._tiny_lm import make
+
+    print(make(**vars(options)))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,14 @@ def test_what_is_missing_is_named(study, tmp_path, monkeypatch, capsys):
         call(analyze.main, monkeypatch, "--run", study / "baseline", "--output", tmp_path / "a.json")
     with pytest.raises(UserError, match="--images: expected at least 1, got 0"):
         call(analyze.main, monkeypatch, "--run", study / "baseline/seed0", "--output", "a.json", "--images", 0)
+    for words, match in ((["--hessian_images", -6, "--metrics", "hessian"], "--hessian_images: .* at least 1, got -6"),
+                         (["--device", "nope"], "--device: nope: not here"),
+                         (["--device", "cuda:99"], "--device: cuda:99: not here")):
+        with pytest.raises(UserError, match=match) as caught:
+            call(analyze.main, monkeypatch, "--run", study / "baseline/seed0", "--output", "a.json", *words)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="--hessian: expected at least 0, got -6"):
+        locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--hessian", -6)
     with pytest.raises(UserError, match=r"no blocks\[i\]\.attn"):
         call(analyze.main, monkeypatch, "--run", study / "cnn_teacher/seed0", "--output", "a.json")
 

@@ -14,7 +14,7 @@ import eval_checkpoints
 import gen_curves_fig
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import rebuild
+from graft.evaluation import rebuild, scores
 from graft.evaluation.scoring import score
 from graft.reporting import results
 from small import ROOT, environment, run_main, tiny
@@ -92,18 +92,18 @@ def test_only_what_is_missing_is_scored_again(study, monkeypatch):
     first = evaluate(study, monkeypatch)
     (study / "smoothed/seed1/eval/test-10.parquet").unlink()
     scored = []
-    monkeypatch.setattr(eval_checkpoints, "score", lambda *args: scored.append(args) or score(*args))
+    monkeypatch.setattr(scores, "score", lambda *args: scored.append(args) or score(*args))
     second = evaluate(study, monkeypatch)
     assert len(scored) == 1 and first == second
 
 
 def test_a_kept_score_that_disagrees_with_its_rows_is_made_again(study, monkeypatch, capsys):
-    scorer = eval_checkpoints.Scorer(argparse.Namespace(
-        base_dir=study, weights="auto", splits=["test"], task_root="", allow_other_data=False))
+    scorer = scores.Scorer(argparse.Namespace(
+        base_dir=study, weights="auto", splits=["test"], limit=0, task_root="", allow_other_data=False))
     first, scored = scorer.score("smoothed", study / "smoothed/seed1"), []
     kept = study / "smoothed/seed1/eval/test-10.json"
     text = kept.read_text()
-    monkeypatch.setattr(eval_checkpoints, "score", lambda *args: scored.append(args) or score(*args))
+    monkeypatch.setattr(scores, "score", lambda *args: scored.append(args) or score(*args))
     entry = json.loads(text)
     entry["metrics"]["accuracy"]["value"] += 0.01
     kept.write_text(json.dumps(entry))
@@ -157,7 +157,7 @@ def test_contrasts(study, monkeypatch, capsys):
     assert [(one["a"], one["b"], one["difference"]) for one in own] == [("baseline", "smoothed", -versus["difference"])]
     assert "| baseline - smoothed | test |" in capsys.readouterr().out
     scored = []
-    monkeypatch.setattr(eval_checkpoints.Scorer, "score", lambda *args: scored.append(args))
+    monkeypatch.setattr(scores.Scorer, "score", lambda *args: scored.append(args))
     with pytest.raises(UserError, match=r"--contrasts baseline:ghost: .* baseline, smoothed, got 'ghost'"):
         evaluate(study, monkeypatch, "--contrasts", "baseline:ghost")
     for word in ("baseline", "a:a", "a:b:c", ":b"):

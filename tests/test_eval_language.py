@@ -18,7 +18,7 @@ import eval_icl
 from graft import config
 from graft.config import parts
 from graft.errors import UserError
-from graft.evaluation import _transformers, answers, language, rebuild
+from graft.evaluation import _transformers, answers, icl, language, rebuild
 from graft.evaluation.generation import Generated
 from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
@@ -197,7 +197,29 @@ def test_best_on_validation_is_chosen_and_test_looked_at_once(study, monkeypatch
 
 def best_of(study: Path, splits: list[str]) -> argparse.Namespace:
     return argparse.Namespace(base_dir=study, weights="auto", splits=splits, steps="all", choose="best_val",
-                              engine="transformers", batch_size=None, tensor_parallel=1)
+                              engine="transformers", batch_size=None, tensor_parallel=1, limit=0)
+
+
+def test_a_score_of_some_questions_lies_apart(study, place, monkeypatch, oracle, tmp_path, capsys):
+    """It is recorded, taken up again, never mixed with one of all, and no share of a gap."""
+    whole = evaluate(fresh(study), monkeypatch)
+    files = {file: file.read_bytes() for file in study.glob("*/*/eval/*")}
+    oracle.clear()
+    some = evaluate(study, monkeypatch, "--limit", "4", "--steps", "final")
+    assert some["limit"] == 4 and "--limit 4: no full score" in capsys.readouterr().out
+    runs = some["conditions"]["distill"]["runs"]
+    assert [(run["n"], run["limit"]) for run in runs] == [(4, 4)] * 4 and len(oracle) == 4 * 4 * 2
+    index = answers.items(11, 4)
+    assert results.example_rows(study / runs[1]["examples"])["index"].tolist() == index
+    assert {file: file.read_bytes() for file in files} == files
+    oracle.clear()
+    assert evaluate(study, monkeypatch, "--limit", "4", "--steps", "final") == some and not oracle
+    assert evaluate(study, monkeypatch) == whole and not oracle
+    with pytest.raises(UserError, match="--limit: a share of the gap is one of all questions"):
+        evaluate(study, monkeypatch, "--limit", "4", "--icl", str(tmp_path / "icl.json"))
+    few_shot(place, tmp_path / "icl.json", monkeypatch, "--shots", "0", "2", "--limit", "4")
+    with pytest.raises(UserError, match="made without --limit"):
+        evaluate(study, monkeypatch, "--icl", str(tmp_path / "icl.json"))
 
 
 def test_equal_scores_choose_the_earlier_step():
@@ -349,7 +371,7 @@ def test_shots_are_those_of_the_teacher(place, tmp_path, monkeypatch, oracle):
              "teacher.k=8")
     cfg = config.load([place / "base.yaml", delta], ["teacher.k=8"])
     task = parts.build("tasks", cfg.task)
-    used = eval_icl.context(cfg, 3)
+    used = icl.context(cfg, 3)
     assert (used.kind, used.shots, used.seed, used.max_length) == ("fewshot", 3, 7, 500)
     index = answers.items(12, 4)
     prompts, _ = encode(task, "val", index, used)
@@ -363,9 +385,9 @@ def test_bad_input_is_one_line(place, tmp_path, monkeypatch, oracle):
         with pytest.raises(UserError, match=match) as caught:
             few_shot(place, tmp_path / "x.json", monkeypatch, *extra)
         assert "\n" not in str(caught.value)
-    refuse(r"--shots: expected numbers from 0 on, got -1", "--shots", "0", "-1")
-    refuse(r"--limit: expected a number from 0 on, got -1", "--limit", "-1")
-    refuse(r"--batch_size: expected a number from 1 on, got -4", "--batch_size", "-4")
+    refuse(r"--shots: expected at least 0, got -1", "--shots", "0", "-1")
+    refuse(r"--limit: expected at least 0, got -1", "--limit", "-1")
+    refuse(r"--batch_size: expected at least 1, got -4", "--batch_size", "-4")
     refuse(r"evaluate.max_new_tokens: 40000 after prompts .* 32768 positions", "evaluate.max_new_tokens=40000")
     refuse("student.random_weights", "student.random_weights=true")
     refuse(r"pip install graft\[vllm\]", "--engine", "vllm")

@@ -18,7 +18,7 @@ from graft import config
 from graft.config import parts
 from graft.config.options import Part
 from graft.errors import UserError
-from graft.evaluation import rebuild
+from graft.evaluation import predictions, rebuild
 from graft.evaluation.scoring import score
 from graft.probes import saliency
 from graft.runtime import checkpoint
@@ -91,8 +91,8 @@ def test_averaged_views_and_inversion(monkeypatch, runs, digits, tmp_path, capsy
         out[name] = json.loads((tmp_path / name / "predictions.jsonl").read_text())
     assert out["tta"]["confidence"] != out["plain"]["confidence"] != out["inverted"]["confidence"]
     assert out["tta"]["tta"] and not out["plain"]["tta"]
-    pixels = predict.read_image(digits / "0.png", a_task(1, 8), False)
-    assert torch.equal(pixels, 255 - predict.read_image(digits / "0.png", a_task(1, 8), True))
+    pixels = predictions.read_image(digits / "0.png", a_task(1, 8), False)
+    assert torch.equal(pixels, 255 - predictions.read_image(digits / "0.png", a_task(1, 8), True))
     capsys.readouterr()
     Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
     call(monkeypatch, predict, tmp_path / "white.png", "--run", runs / "vit/seed0", "--out", tmp_path / "white")
@@ -103,36 +103,36 @@ def test_images_become_what_the_task_has(tmp_path):
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30, 0] = 200  # the centred square is red
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    colour = predict.read_image(tmp_path / "wide.png", a_task(3, 20), False)
+    colour = predictions.read_image(tmp_path / "wide.png", a_task(3, 20), False)
     assert colour.shape == (3, 20, 20) and (colour[0] == 200).all() and not colour[1:].any()
-    grey = predict.read_image(tmp_path / "wide.png", a_task(1, 20), False)
+    grey = predictions.read_image(tmp_path / "wide.png", a_task(1, 20), False)
     assert grey.shape == (1, 20, 20) and (grey == 60).all()  # 0.299 * 200
-    assert predict.read_image(tmp_path / "wide.png", a_task(3, 8), False).shape == (3, 8, 8)
+    assert predictions.read_image(tmp_path / "wide.png", a_task(3, 8), False).shape == (3, 8, 8)
     turned = Image.fromarray(np.repeat(np.arange(0, 200, 20, np.uint8)[:, None], 10, 1))
     exif = Image.Exif()
     exif[0x0112] = 3  # the camera was upside down
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert predict.read_image(tmp_path / "turned.png", a_task(1, 10), False)[0, 0, 0] == 180
+    assert predictions.read_image(tmp_path / "turned.png", a_task(1, 10), False)[0, 0, 0] == 180
 
 
 def test_what_is_wrong_is_named(monkeypatch, tmp_path, runs):
     with pytest.raises(UserError, match=r"nothing\.png: no such file"):
-        predict.find_images([tmp_path / "nothing.png"])
+        predictions.find_images([tmp_path / "nothing.png"])
     with pytest.raises(UserError, match=r"no images \(\.bmp, "):
-        predict.find_images([tmp_path])
+        predictions.find_images([tmp_path])
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text\.png: is not an image"):
         call(monkeypatch, predict, tmp_path / "text.png", "--run", runs / "vit/seed0")
     with pytest.raises(UserError, match=r"is no run's folder"):
         call(monkeypatch, predict, tmp_path / "text.png", "--run", tmp_path)
     with pytest.raises(UserError, match="no finished run"):
-        predict.newest_run(tmp_path)
+        predictions.newest_run(tmp_path)
     for name, second in {"a/seed0": 2, "b/seed0": 3, "c/seed0": 1, "b/seed0_old": 5, "d/seed0": 6}.items():
         shutil.copytree(runs / "vit/seed0", tmp_path / "study" / name)
         (tmp_path / "study" / name / "status.json").write_text(
             json.dumps({"state": "done", "time": f"2026-01-01T00:00:0{second}+00:00"}))
     (tmp_path / "study/d/seed0/status.json").write_text('{"state": "do')
-    assert predict.newest_run(tmp_path) == tmp_path / "study/b/seed0"
+    assert predictions.newest_run(tmp_path) == tmp_path / "study/b/seed0"
 
 
 # ------------------------------------------------------------------------------------------------ Grad-CAM

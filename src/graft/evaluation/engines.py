@@ -14,7 +14,6 @@ from graft.evaluation._transformers import Transformers
 from graft.evaluation._vllm import Vllm
 from graft.evaluation.generation import Source, is_adapter
 
-ENGINES = ("transformers", "vllm")
 VLLM_PYTHON = Path(__file__).parents[3] / ".venv-vllm/bin/python"  # scripts/setup_vllm.sh makes it
 
 

@@ -53,6 +53,8 @@ class Runs:
         rebuild.refuse_text(run.config, run_dir)
         _, different = self.task.of(run, [self.settings.split])
         self.seen.setdefault(_teacher_key(run.config), run)
+        if not len(self.task(run.config).splits[self.settings.split]):
+            raise UserError(f"{run_dir}: --split {self.settings.split}: its data have no such images")
         student, info = rebuild.student(run, self.weights)
         return run.config, student.to(self.settings.device), {**info, "other_data": different[self.settings.split]}
 
@@ -139,25 +141,18 @@ def describe(runs: Runs, cfg: Config) -> dict[str, Any]:
             "n": {name: min(sizes[name], size) for name in settings.metrics}}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that both analysis scripts have."""
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--split", choices=["val", "test"], default="test")
-    parser.add_argument("--images", type=int, default=512, help="for attention; all, if the split has fewer")
-    parser.add_argument("--cka_images", type=int, default=2048, help="for similarity")
-    parser.add_argument("--kernel", choices=["linear", "rbf"], default="linear", help="of CKA")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--weights", choices=["auto", "last", "average"], default="auto",
-                        help="auto: the averaged weights where a run has them")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    rebuild.add_data_options(parser)
+def device(name: str) -> torch.device:
+    """The device of that name; "" for the GPU, or the CPU without one. Raises UserError if it is not here."""
+    try:
+        found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: {name}: not here ({str(error).splitlines()[0][:120]})") from None
+    return found
 
 
 def make_runs(options: argparse.Namespace, metrics: list[str], hessian_images: int) -> Runs:
-    """From the command line. Raises UserError for a number of images that cannot be."""
-    for name in ("images", "cka_images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    """From the command line."""
     return Runs(Settings(tuple(metrics), options.split, options.images, options.cka_images, hessian_images,
-                         options.kernel, options.batch_size, torch.device(options.device), options.task_root,
+                         options.kernel, options.batch_size, device(options.device), options.task_root,
                          options.allow_other_data), options.weights)

@@ -14,7 +14,7 @@ from graft.evaluation import answers, engines, generation, rebuild
 from graft.reporting import results
 from graft.runtime import checkpoint, files
 from graft.students import _language
-from graft.tasks._text import TextTask
+from graft.tasks._text import Ragged, TextTask
 
 
 class Scorer:
@@ -46,7 +46,7 @@ class Scorer:
             self.curve += scored
             chosen = answers.best(scored) if self.options.choose == "best_val" else chosen
             entries += [entry for entry in scored if entry["step"] == chosen]
-        if "test" in self.options.splits:
+        if "test" in self.options.splits and len(task.splits["test"]):
             self._looked_before(run_dir, chosen)
             entries.append(one("test", chosen))
         return entries
@@ -64,8 +64,13 @@ class Scorer:
                   **answers.weights_of(folder), **rebuild.origin(run, task, split, different[split])}
         if generation.is_adapter(folder):
             self._refuse_other_base(folder, engine.source.model)
-        return answers.scored(run.folder / "eval" / f"{split}-{step}.json", wanted, engine, task, own.prompts,
-                              range(len(own)), folder, self.options.base_dir, self.accelerator)
+        # a score of some questions lies apart: it is never taken for one of all, nor replaces it
+        limit = self.options.limit
+        index = answers.items(len(own), limit)
+        place = run.folder / (f"eval-limit{limit}" if limit else "eval") / f"{split}-{step}.json"
+        prompts = Ragged([own.prompts[i].tolist() for i in index]) if limit else own.prompts
+        return answers.scored(place, wanted | ({"limit": limit} if limit else {}), engine, task, prompts, index, folder,
+                              self.options.base_dir, self.accelerator)
 
     def _refuse_other_base(self, folder: Path, model: str) -> None:
         """An adapter over other weights than it was trained over would be scored without a word."""
@@ -95,7 +100,7 @@ def untrained(icl: Path, base_dir: Path, splits: list[str]) -> list[dict[str, An
     for name, condition in content["conditions"].items():
         for run in condition["runs"]:
             size = content["data"].get("sizes", {}).get(run["split"])
-            if "shots" not in run or run["n"] != size:
+            if "shots" not in run or run["n"] != size or run.get("limit"):
                 raise UserError(f"--icl: {icl}: {name} answered {run['n']} of {size} {run['split']} questions; "
                                 "expected a file of eval_icl.py, made without --limit")
     return [{**run, "condition": name, "examples": os.path.relpath(icl.parent / run["examples"], base_dir)}

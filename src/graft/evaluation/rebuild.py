@@ -3,7 +3,6 @@
 Nothing beside the checkpoint is believed: `config.yaml` is a copy for people.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -109,13 +108,6 @@ def origin(run: Trained, task: Task | TextTask, split: str, different: list[str]
     """What a score says of the data it was made on, and of those that were trained on."""
     return {"data_fingerprint": task.fingerprints[split], "train_fingerprint": run.data["fingerprints"]["train"],
             "other_data": different}
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The options of all scripts that bring checkpoints and data together."""
-    parser.add_argument("--task_root", default="", metavar="DIR", help="where the data lie now, if they were moved")
-    parser.add_argument("--allow_other_data", action="store_true", help="go on where the data, class names, tokenizer "
-                        "or template are not those of training; what differs is written into the output")
 
 
 def refuse_text(cfg: Config, run_dir: Path) -> None:

@@ -1,0 +1,48 @@
+"""The untrained model with worked examples before the question, as it is scored beside checkpoints."""
+
+import argparse
+from typing import Any
+
+from accelerate import Accelerator
+
+from graft.config import schema
+from graft.config.options import Config
+from graft.errors import UserError
+from graft.evaluation import answers, engines, generation
+from graft.students import _language
+from graft.tasks._context import Context, encode
+from graft.tasks._text import TextTask
+
+
+def context(cfg: Config, shots: int) -> Context:
+    """`shots` worked examples, chosen as the configured teacher's are; as context_lm's by default without one."""
+    args = {name: item.default for name, item in schema.part_fields("teachers", "context_lm").items()}
+    args |= cfg.teacher.args if cfg.teacher.name == "context_lm" else {}
+    return Context("fewshot", shots, args["fewshot_seed"], args["max_length"])
+
+
+def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator) -> list[dict[str, Any]]:
+    """One entry of `conditions.*.runs` for each split and number of shots."""
+    asked = {}
+    for split in options.split:
+        if not len(task.splits[split]):
+            raise UserError(f"--split {split}: its data have no such questions")
+        index = answers.items(len(task.splits[split]), options.limit)
+        for shots in options.shots:
+            asked[split, shots] = index, *encode(task, split, index, context(cfg, shots))
+    longest = max(int(prompts.lengths.max()) for _, prompts, _ in asked.values())
+    source = generation.source(cfg, task, longest, untrained=True)
+    engine = engines.engine(
+        options.engine, source, batch_size=options.batch_size or cfg.evaluate.batch_size, device=processes.device,
+        tensor_parallel=options.tensor_parallel, processes=processes.num_processes)
+    entries = []
+    for (split, shots), (index, prompts, dropped) in asked.items():
+        used = context(cfg, shots)
+        wanted = {"split": split, "step": 0, "shots": shots, "seed": used.seed, "max_length": used.max_length,
+                  "limit": options.limit, "cut_short": sum(d > 0 for d in dropped), "weights": "base",
+                  "checkpoint_sha256": _language.identity(source.model, source.revision)}
+        path = options.output.parent / options.output.stem / f"base_{shots}shot" / "eval" / f"{split}-0.json"
+        entry = answers.scored(path, wanted, engine, task, prompts, index, None, options.output.parent, processes)
+        most = shots == max(options.shots) > 0
+        entries.append({**entry, "condition": "base_kshot" if most else f"base_{shots}shot"})
+    return entries
