@@ -32,7 +32,8 @@ def conditions() -> dict[str, list[Path]]:
     for whole in map(study.load, study.names()):
         for name, condition in whole.conditions.items():
             names = [whole.base, *(whole.deltas.get(word, word) for word in condition.configs)]
-            found[f"experiments/{whole.study}/{name}"] = [ROOT / file for file in names if isinstance(file, str)]
+            if all(isinstance(file, str) for file in names):  # else they stand in the study's file
+                found[f"experiments/{whole.study}/{name}"] = [ROOT / file for file in names]
     return found
 
 

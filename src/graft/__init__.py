@@ -13,7 +13,7 @@ def _refuse_other_checkouts() -> None:
     for root in script.parents:
         inside = script.relative_to(root).parts
         if (root / "src/graft/__init__.py").is_file() and (inside[0] == "scripts" or inside[:2] == ("src", "graft")):
-            if root / "src/graft" != here:
+            if (root / "src/graft").resolve() != here:
                 print(f"error: {script}: Python finds the package of another checkout, {here}; "
                       f"use this one's with PYTHONPATH={root / 'src'}", file=sys.stderr)
                 sys.exit(2)

@@ -165,8 +165,12 @@ def stratified_pick(labels: np.ndarray, count: int, base: int) -> np.ndarray:
 
 
 def stratified_split(labels: np.ndarray, val_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and validation, both sorted: disjoint, all of them, stratified by class."""
-    val = stratified_pick(labels, round(val_fraction * len(labels)), keyed.key(split_seed, "val"))
+    """Indices for training and validation, both sorted: disjoint, all of them, stratified by class.
+
+    A fraction above 0 holds out one at least, of more than one.
+    """
+    count = max(round(val_fraction * len(labels)), int(len(labels) > 1)) if val_fraction else 0
+    val = stratified_pick(labels, count, keyed.key(split_seed, "val"))
     return np.setdiff1d(np.arange(len(labels)), val, assume_unique=True), val
 
 
