@@ -147,7 +147,7 @@ def spread(tmp_path, name: str, objective: str) -> float:
     run_main(cfg)
     from graft.evaluation import rebuild
     task = parts.build("tasks", cfg.task)
-    model, _ = rebuild.student(rebuild.trained(cfg.run_dir), task)
+    model, _ = rebuild.student(rebuild.trained(cfg.run_dir))
     heads = attention.head_statistics(model, [task.splits["test"].images[:64].float() / 255])
     return float(heads.values["mean_distance"].mean())
 

@@ -73,7 +73,7 @@ def test_a_distilled_student_is_read_in_three_ways(tmp_path, monkeypatch):
     baseline = results.read_results(base / "results.json")["conditions"]["baseline"]
     task = parts.build("tasks", tiny(tmp_path).task)
     from graft.evaluation import rebuild
-    student, _ = rebuild.student(rebuild.trained(base / "baseline/seed0"), task)
+    student, _ = rebuild.student(rebuild.trained(base / "baseline/seed0"))
     split, tokens = task.splits["test"], []
     with torch.no_grad():
         for i in range(360):  # an oracle that shares no code with the scorer
