@@ -353,16 +353,20 @@ def prepare() -> None:
 
 def main() -> None:
     """Measure, print."""
-    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     for name, default in {"reps": 3, "micro": 2, "accumulate": 2, "hidden": 512, "layers": 4, "heads": 8,
                           "kv_heads": 4, "ff": 1536, "vocabulary": 151_936, "shots": 8, "k": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--length", type=float, default=1.0, help="of questions and answers, times that of GSM8K")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16" if cuda else "fp32")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="default: bf16 on a GPU, else fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     options = parser.parse_args()
-    options.device = "cuda" if cuda else "cpu"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU")
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = options.device == "cuda"
+    options.dtype = options.dtype or ("bf16" if cuda else "fp32")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         prepare()

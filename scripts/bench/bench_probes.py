@@ -1,6 +1,6 @@
 """What the forensics cost: ratios within one run, DeiT-Tiny at 32 pixels.
 
-    python scripts/bench/bench_probes.py [--reps 5] [--images 512] [--cka_images 2048]
+    python scripts/bench/bench_probes.py [--reps 5] [--images 512] [--cka_images 2048] [--device cuda]
 
 The last line is one JSON object:
 
@@ -38,29 +38,32 @@ CLASSES, LAYERS, WIDTH, BATCH = 10, 12, 192, 64
 RANK = 10
 
 
-def deit_tiny() -> nn.Module:
+def deit_tiny(device: str) -> nn.Module:
     """The study's student, at its initialisation."""
     torch.manual_seed(0)
     split = ResidentSplit(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     task = Task("random", "random", "", [str(k) for k in range(CLASSES)], 3, 32, [0.5] * 3, [0.25] * 3,
                 dict.fromkeys(("train", "val", "test"), split))
-    return parts.build("students", Part("vit", {"drop_path": 0.0}), task).eval()
+    return parts.build("students", Part("vit", {"drop_path": 0.0}), task).eval().to(device)
 
 
-def learnable(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def learnable(count: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
     """Noisy images whose class is where their bright square is."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, 3, 32, 32, generator=generator) * 0.6
     labels = torch.arange(count) % CLASSES
     for image, label in zip(images, labels.tolist()):
         image[:, 16 * (label // 5):16 * (label // 5) + 8, 6 * (label % 5):6 * (label % 5) + 6] += 0.3
-    return images, labels
+    return images.to(device), labels.to(device)
 
 
 def seconds(work: Callable[[], object]) -> float:
     """How long it takes, once."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     started = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - started
 
 
@@ -77,11 +80,12 @@ def alternate(reps: int, **works: Callable[[], object]) -> dict[str, float]:
 
 # ---------------------------------------------------------------------------------------------------- CKA
 
-def features(count: int) -> list[list[Tensor]]:
+def features(count: int, device: str) -> list[list[Tensor]]:
     """What two models of 12 layers might say about `count` images: (count, 192) each."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(count, WIDTH, generator=generator)
-    return [[common + torch.randn(count, WIDTH, generator=generator) for _ in range(LAYERS)] for _ in range(2)]
+    return [[(common + torch.randn(count, WIDTH, generator=generator)).to(device) for _ in range(LAYERS)]
+            for _ in range(2)]
 
 
 def gram(x: Tensor) -> Tensor:
@@ -125,29 +129,34 @@ def streamed(first: list[Tensor], second: list[Tensor]) -> Tensor:
 CKA = {"streamed": streamed, "kept": kept_grams, "pairwise": pairwise}
 
 
-def peak_memory(name: str, count: int) -> int:
-    """Bytes that a computation of CKA adds to this process at its height; in a process of its own."""
+def peak_memory(name: str, count: int, device: str) -> int:
+    """Bytes that a computation of CKA adds, at its height, to this process or on its GPU; in a process of its own."""
     def field(key: str) -> int:
         return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
     torch.set_num_threads(1)
-    first, second = features(count)
+    first, second = features(count, device)
     CKA[name]([x[:8 * BATCH] for x in first], [y[:8 * BATCH] for y in second])  # libraries load their buffers
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        CKA[name](first, second)
+        return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = field("VmRSS")
     CKA[name](first, second)
     return field("VmHWM") - before
 
 
-def bench_cka(reps: int, count: int) -> dict[str, float]:
+def bench_cka(reps: int, count: int, device: str) -> dict[str, float]:
     """Time and memory against both naive computations."""
-    first, second = features(count)
+    first, second = features(count, device)
     reference = kept_grams([x.double() for x in first], [y.double() for y in second])
     assert torch.allclose(streamed(first, second).double(), reference, atol=1e-4), "the computations disagree"
     del reference
     took = alternate(reps, **{name: lambda work=work: work(first, second) for name, work in CKA.items()})
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_memory, (name, count)) for name in CKA}
+        memory = {name: pool.apply(peak_memory, (name, count, device)) for name in CKA}
     megabytes = {name: round(size / 2**20, 1) for name, size in memory.items()}
     print(f"CKA: seconds {took}, peak MB {megabytes}", flush=True)
     return {"cka_speedup": took["kept"] / took["streamed"], "cka_memory": memory["streamed"] / memory["kept"],
@@ -157,9 +166,9 @@ def bench_cka(reps: int, count: int) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------------- the rest
 
-def bench_attention(model: nn.Module, reps: int, count: int) -> dict[str, float]:
+def bench_attention(model: nn.Module, reps: int, count: int, device: str) -> dict[str, float]:
     """Statistics of every head against a forward pass."""
-    batches = torch.rand(count, 3, 32, 32).split(BATCH)
+    batches = torch.rand(count, 3, 32, 32, device=device).split(BATCH)
 
     @torch.no_grad()
     def forward() -> None:
@@ -171,11 +180,11 @@ def bench_attention(model: nn.Module, reps: int, count: int) -> dict[str, float]
     return {"attention_vs_forward": took["statistics"] / took["forward"]}
 
 
-def bench_products(model: nn.Module, reps: int) -> dict[str, float]:
+def bench_products(model: nn.Module, reps: int, device: str) -> dict[str, float]:
     """Products with the Hessian against a gradient, of the same images."""
-    images, labels = learnable(32, 0)
+    images, labels = learnable(32, 0, device)
     kept = curvature.Hessian(model, images, labels, 32)
-    vector = torch.randn(kept.shape[0])
+    vector = torch.randn(kept.shape[0], device=device)
 
     def gradient() -> None:
         torch.autograd.grad(F.cross_entropy(model(images).logits, labels), list(model.parameters()))
@@ -189,16 +198,16 @@ def bench_products(model: nn.Module, reps: int) -> dict[str, float]:
             "hvp_vs_gradient_rebuilt": took["rebuilt"] / took["gradient"]}
 
 
-def bench_trace(model: nn.Module, steps: int, products: int) -> dict[str, float]:
+def bench_trace(model: nn.Module, steps: int, products: int, device: str) -> dict[str, float]:
     """Standard errors of the two estimators after as many products, on a network that has learned something."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for step in range(steps):
-        images, labels = learnable(32, step)
+        images, labels = learnable(32, step, device)
         loss = F.cross_entropy(model(images).logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    hessian = curvature.Hessian(model, *learnable(8, -1), 8)
+    hessian = curvature.Hessian(model, *learnable(8, -1, device), 8)
     found = {name: curvature.trace(hessian, rank=rank, tolerance=0, max_products=products)
              for name, rank in (("hutchinson", 0), ("hutchpp", RANK))}
     for name, result in found.items():
@@ -218,12 +227,18 @@ def main() -> None:
     parser.add_argument("--cka_images", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=40, help="training steps before the trace")
     parser.add_argument("--products", type=int, default=60, help="with the Hessian, for each estimate of the trace")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    model = deit_tiny()
-    found = {**bench_attention(model, options.reps, options.images), **bench_cka(options.reps, options.cka_images),
-             **bench_products(model, options.reps), **bench_trace(model, options.steps, options.products)}
-    print(json.dumps({**{name: round(value, 4) for name, value in found.items()}, "device": "cpu",
+    device = options.device
+    model = deit_tiny(device)
+    found = {**bench_attention(model, options.reps, options.images, device),
+             **bench_cka(options.reps, options.cka_images, device), **bench_products(model, options.reps, device),
+             **bench_trace(model, options.steps, options.products, device)}
+    print(json.dumps({**{name: round(value, 4) for name, value in found.items()},
+                      "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
                       "threads": torch.get_num_threads(), "torch": torch.__version__, "repetitions": options.reps}))
 
 

@@ -1,17 +1,23 @@
 """What the training loop costs beyond the arithmetic: ratios within one run, DeiT-Tiny at 32 pixels.
 
-    python scripts/bench/bench_train.py [--reps 5] [--steps 4] [--batch_size 128]
+    python scripts/bench/bench_train.py [--reps 5] [--steps 4] [--batch_size 128] [key=value ...]
+    python scripts/bench/bench_train.py --device cuda --batch_size 512 train.precision=bf16 train.compile=default
 
 The last line is one JSON object:
 
-    loop_efficiency      images/s of the real train_baseline loop / of bare forward+backward+AdamW on one batch
+    loop_efficiency      images/s of the real train_baseline loop / of bare forward+backward+AdamW on one batch, in the
+                         same precision and compiled in the same way
+    augment_share        time of crop+flip+AutoAugment+Cutout / of a step of the real loop
     augment_vs_pil       images/s of crop+flip+AutoAugment+Cutout / of the same in a torchvision PIL pipeline in a
                          DataLoader with two workers
     distill_overhead     step of train_distill (ResNet-18) / (teacher forward + step of train_baseline)
     ss_distill_overhead  step of train_ss_distill (CKA on four layers, cached, aligned tokens) / step of train_baseline
+    tflops               floating-point operations of the bare step, in units of 10^12 a second of the real loop
 
-Images are random: speed does not depend on what they show. Every figure is the median over repetitions in which the
-compared things alternate, because machines are noisy.
+The settings are a user's: overrides as in training (train.precision is the study's, bf16, on a GPU, else fp32), a line
+of the log every --log_every steps, which is when the host waits for a GPU. Images are random: speed does not depend on
+what they show. Every figure is the median over repetitions in which the compared things alternate, because machines
+are noisy.
 """
 
 import argparse
@@ -24,12 +30,14 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision.transforms as tv
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from graft import config
 from graft.augment import Augment
@@ -54,21 +62,23 @@ def make_data(folder: Path, count: int) -> None:
 class Bench:
     """The real runs, shortened, and what they are compared with."""
 
-    def __init__(self, folder: Path, batch_size: int, steps: int, train_args: list[str]):
-        self.folder, self.batch, self.steps, self.count = folder, batch_size, steps, 0
+    def __init__(self, folder: Path, batch_size: int, steps: int, log_every: int, train_args: list[str]):
+        self.folder, self.batch, self.steps, self.log_every, self.count = folder, batch_size, steps, log_every, 0
         os.environ["GRAFT_CACHE"] = str(folder / "cache")
         make_data(folder / "data", 2 * batch_size)
-        self.common = [f"task={{name: imagefolder, root: {folder / 'data'}, size: 32, resident: true}}",
-                       f"train.batch_size={batch_size}", f"train.duration={steps + 1}st", "optim.warmup=1st",
-                       "train.eval_every=0", "train.checkpoint_every=0", "train.tensorboard=false",
-                       "train.log_every=1", "train.precision=fp32", *train_args]
+        ours = [f"task={{name: imagefolder, root: {folder / 'data'}, size: 32, resident: true}}",
+                f"train.batch_size={batch_size}", f"train.duration={steps + log_every}st", "optim.warmup=1st",
+                "train.eval_every=0", "train.checkpoint_every=0", "train.tensorboard=false",
+                f"train.log_every={log_every}"]
+        ours += [] if torch.cuda.is_available() else ["train.precision=fp32"]  # CPUs have no fast bf16
+        self.common = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in (*ours, *train_args)).items()]
         self.cfg = config.load([BASE], self.common)
         self.task = parts.build("tasks", self.cfg.task)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher_dir = self.short_run("baseline", "student={name: cnn, arch: resnet18}", name="resnet18")[1]
 
     def short_run(self, method: str, *overrides: str, name: str = "") -> tuple[list[float], Path]:
-        """Seconds of each step after the first of a real run, and its folder."""
+        """Seconds of a step between each two lines of the log but for the first, and the real run's folder."""
         self.count += 1
         files = {"ss_distill": [ROOT / "configs/ss_distill/ssl_cka.yaml"],
                  "distill": [ROOT / "configs/distill/resnet18.yaml"]}.get(method, [])
@@ -83,35 +93,47 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def bare(self) -> list[float]:
-        """Seconds of forward+backward+AdamW of the same student on one resident random batch."""
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """As `Run.autocast`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.train.precision == "bf16")
+
+    def timed(self, step: Callable[[], object]) -> float:
+        """Seconds of a step, the host waiting for the device as often as the log makes it."""
+        for number in range(self.log_every + self.steps):
+            if number % self.log_every == 0:
+                self.wait()
+            if number == self.log_every:
+                started = time.perf_counter()
+            step()
+        self.wait()
+        return (time.perf_counter() - started) / self.steps
+
+    def bare(self) -> tuple[float, int]:
+        """Seconds and FLOPs of forward+backward+AdamW of the same student on one resident random batch."""
         student = parts.build("students", self.cfg.student, self.task).to(self.device).train()
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
         images = torch.rand(self.batch, 3, 32, 32, device=self.device)
         labels = torch.randint(CLASSES, (self.batch,), device=self.device)
-        seconds = []
-        for _ in range(self.steps + 1):
-            started = time.perf_counter()
-            out = student(images)
-            torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.1).backward()
+        mode = self.cfg.train.compile
+        model = student if mode == "none" else torch.compile(student, mode=mode)
+
+        def step(model: torch.nn.Module = model) -> None:
+            with self.autocast():
+                out = model(images)
+            torch.nn.functional.cross_entropy(out.logits.float(), labels, label_smoothing=0.1).backward()
             optimizer.step()
             optimizer.zero_grad()
-            self.wait()
-            seconds.append(time.perf_counter() - started)
-        return seconds[1:]
 
-    def teacher_forward(self) -> list[float]:
+        with FlopCounterMode(display=False) as counter:
+            step(student)
+        return self.timed(step), counter.get_total_flops()
+
+    def teacher_forward(self) -> float:
         """Seconds of the ResNet-18 teacher's forward on a batch."""
         teacher = parts.get("teachers", "run")(self.task, path=str(self.teacher_dir)).to(self.device)
         images = torch.rand(self.batch, 3, 32, 32, device=self.device)
-        seconds = []
-        with torch.no_grad():
-            for _ in range(self.steps + 1):
-                started = time.perf_counter()
-                teacher(images)
-                self.wait()
-                seconds.append(time.perf_counter() - started)
-        return seconds[1:]
+        with torch.no_grad(), self.autocast():
+            return self.timed(lambda: teacher(images))
 
     def ours(self, batches: int = 20) -> float:
         """Augmented images a second, on the device."""
@@ -159,33 +181,47 @@ def main() -> None:
     """Alternate, collect medians, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps a repetition")
+    parser.add_argument("--steps", type=int, help="timed steps a repetition; default 4, on a GPU 60")
+    parser.add_argument("--log_every", type=int, help="steps between lines of the log; default 1, on a GPU 10")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.compile=default")
     options = parser.parse_args()
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: there is no GPU")
+    options.steps, options.log_every = options.steps or (60 if cuda else 4), options.log_every or (10 if cuda else 1)
+    if options.steps % options.log_every:
+        parser.error(f"--steps: must be a multiple of --log_every {options.log_every}, got {options.steps}")
     warnings.filterwarnings("ignore")
     median = statistics.median
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.batch_size, options.steps, options.overrides)
+        bench = Bench(Path(folder), options.batch_size, options.steps, options.log_every, options.overrides)
         for rep in range(options.reps):
-            bare = median(bench.bare())
+            bare, flops = bench.bare()
             baseline = median(bench.short_run("baseline")[0])
             distill = median(bench.short_run("distill", f"teacher.path={bench.teacher_dir}")[0])
-            teacher = median(bench.teacher_forward())
+            teacher = bench.teacher_forward()
             structural = median(bench.short_run(
                 "ss_distill", "teacher={name: timm, arch: vit_tiny_patch16_224, size: 128, random_weights: true, "
                               "classifier: false, view: aligned}")[0])
-            row = {"loop_efficiency": bare / baseline, "augment_vs_pil": bench.ours() / bench.pil(),
+            augmented = bench.ours()
+            row = {"loop_efficiency": bare / baseline, "augment_vs_pil": augmented / bench.pil(),
+                   "augment_share": options.batch_size / augmented / baseline, "tflops": flops / baseline / 1e12,
                    "distill_overhead": distill / (teacher + baseline), "ss_distill_overhead": structural / baseline,
                    "baseline_images_per_second": options.batch_size / baseline}
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
             print(f"repetition {rep + 1}: " + " ".join(f"{k}={v:.3f}" for k, v in row.items()), flush=True)
     print(json.dumps({**{name: round(median(values), 4) for name, values in found.items()},
-                      "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                      "device": torch.cuda.get_device_name() if cuda else "cpu",
                       "threads": torch.get_num_threads(), "torch": torch.__version__,
-                      "repetitions": options.reps, "batch_size": options.batch_size}))
+                      "repetitions": options.reps, "batch_size": options.batch_size, "steps": options.steps,
+                      "log_every": options.log_every, "precision": bench.cfg.train.precision,
+                      "compile": bench.cfg.train.compile}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Random crop of varying area and shape, resized to one size."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
@@ -42,41 +44,49 @@ def _central(height: int, width: int, ratio: list[float]) -> list[int]:
 def _resized(view: View, boxes: np.ndarray, out_height: int, out_width: int) -> View:
     """The boxes (B, 4) of top, bottom, left, right (ends excluded) of the images as images of the given size."""
     height, width = view.inputs.shape[-2:]
-    rows = _weights(boxes[:, :2], height, out_height, view.inputs.device)
-    columns = _weights(boxes[:, 2:], width, out_width, view.inputs.device)
     enlarged = (boxes[:, 1::2] - boxes[:, ::2] <= (out_height, out_width)).all()
-    if view.inputs.device.type == "cpu" and enlarged and min(height, width) >= LARGE:
-        resample = lambda maps: _from_two(maps, rows, columns)  # noqa: E731
-    else:
-        resample = lambda maps: rows[:, None] @ maps.double() @ columns[:, None].mT  # noqa: E731
+    product = _looked_up if view.inputs.device.type == "cpu" and enlarged and min(height, width) >= LARGE else _product
+    resample = functools.partial(product, boxes=boxes, out=(out_height, out_width))
     # halves go up by a margin: their last bit may depend on the device and on the size of the batch
-    images = resample(view.inputs).add_(0.5 + 1e-9).clamp_(0, 255).to(torch.uint8)
+    images = resample(view.inputs, lambda x: x.add_(0.5 + 1e-9).clamp_(0, 255).to(torch.uint8))
     if view.matrix is None:
         return replace(view, inputs=images)
     top, bottom, left, right = boxes.T
     inverse = np.zeros((len(boxes), 3, 3))
     inverse[:, 0, 0], inverse[:, 1, 1], inverse[:, 2, 2] = (right - left) / out_width, (bottom - top) / out_height, 1
     inverse[:, 0, 2], inverse[:, 1, 2] = (left + right - width) / 2, (top + bottom - height) / 2
-    return replace(view, inputs=images, visible=resample(~view.visible[:, None])[:, 0] < 1e-6,
+    return replace(view, inputs=images, visible=resample(~view.visible[:, None], lambda x: x < 1e-6)[:, 0],
                    matrix=composed(view.matrix, inverse))
 
 
-def _from_two(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The two products, where a pixel of the result comes from no more than two on each axis: nearly all of what a CPU
-    would multiply large pictures with is 0."""
-    def pairs(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = (weights > 0).int().argmax(-1).clamp_(max=weights.shape[-1] - 2)
-        return first, *(weights.gather(-1, (first + i)[..., None]) for i in (0, 1))
+def _product(maps: Tensor, finish: Callable[[Tensor], Tensor], boxes: np.ndarray, out: tuple[int, int]) -> Tensor:
+    """`finish` of the weights of rows, times the maps (B, C, H, W), times those of columns, float64."""
+    rows, columns = (_weights(boxes[:, 2 * axis:2 * axis + 2], maps.shape[2 + axis], out[axis], maps.device)
+                     for axis in (0, 1))
+    return finish(rows[:, None] @ maps.double() @ columns[:, None].mT)
 
-    (top, *vertical), (left, *horizontal) = pairs(rows), pairs(columns)
-    result = torch.empty(*maps.shape[:2], rows.shape[1], columns.shape[1], dtype=torch.float64)
-    for b, image in enumerate(maps):  # one at a time, so that it stays in the processor's cache
-        tall = image.double()
-        tall = (tall.index_select(1, top[b]).mul_(vertical[0][b])
-                .addcmul_(tall.index_select(1, top[b] + 1), vertical[1][b])).mT.contiguous()
-        result[b] = (tall.index_select(1, left[b]).mul_(horizontal[0][b])
-                     .addcmul_(tall.index_select(1, left[b] + 1), horizontal[1][b])).mT
-    return result
+
+def _looked_up(maps: Tensor, finish: Callable[[Tensor], Tensor], boxes: np.ndarray, out: tuple[int, int]) -> Tensor:
+    """The same, where a pixel of the result comes from no more than two on each axis, so that nearly all of those
+    products would be with 0; one image at a time, which stays in a CPU's cache."""
+    (top, vertical), (left, horizontal) = (
+        _neighbours(boxes[:, 2 * axis:2 * axis + 2], maps.shape[2 + axis], out[axis]) for axis in (0, 1))
+
+    def mixed(image: Tensor, place: Tensor, weight: Tensor) -> Tensor:
+        return (image.index_select(1, place[0]).mul_(weight[0][:, None])
+                .addcmul_(image.index_select(1, place[1]), weight[1][:, None]))
+
+    return torch.stack([finish(mixed(mixed(image.double(), top[b], vertical[b]).mT.contiguous(), left[b],
+                                     horizontal[b]).mT) for b, image in enumerate(maps)])
+
+
+def _neighbours(ends: np.ndarray, length: int, out_length: int) -> tuple[Tensor, Tensor]:
+    """The two pixels (B, 2, out_length) next to each pixel of the result, and their `_weights`, which are the same."""
+    start, stop = torch.as_tensor(ends, dtype=torch.float64)[:, :, None, None].unbind(1)
+    centre = start + (torch.arange(out_length) + 0.5) * ((stop - start) / out_length) - 0.5
+    pixel = centre.floor() + torch.arange(2)[:, None]
+    weight = (1 - (pixel - centre).abs()).clamp_(min=0) * ((pixel >= start) & (pixel < stop))
+    return pixel.long().clamp_(0, length - 1), weight / weight.sum(1, keepdim=True)
 
 
 def _weights(ends: np.ndarray, length: int, out_length: int, device: torch.device) -> Tensor:
