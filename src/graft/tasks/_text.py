@@ -193,8 +193,9 @@ def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Ite
     UserError if `subset` asks for more than there are, nothing is left, or a test question also stands in train or
     val without `allow_overlap`.
     """
-    least = 1 / len(train) if val_fraction and len(train) > 1 else 0.0  # a fraction above 0 holds out one at least
-    held, kept = divide(train, max(val_fraction, least), keyed.key(split_seed, "val"))
+    held, kept = divide(train, val_fraction, keyed.key(split_seed, "val"))
+    if val_fraction and len({content(train[i]) for i in kept}) > 1 and not held:  # it holds out one at least
+        held, kept = divide(train, 1 / len(train), keyed.key(split_seed, "val"))
     if subset > len(kept):
         raise UserError(f"task.subset: {name} has {len(kept)} training items, got {subset}")
     chosen = {"train": [train[i] for i in sorted(kept[:subset or None])], "val": [train[i] for i in sorted(held)],
