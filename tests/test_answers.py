@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from graft.tasks._answers import boxed, letter, normal_latex, number
+from graft.tasks._answers import boxed, gold_boxed, gold_number, letter, normal_latex, number, whole_number
 
 
 @pytest.mark.parametrize(("text", "strict", "flexible"), [
@@ -17,7 +17,8 @@ from graft.tasks._answers import boxed, letter, normal_latex, number
     ("#### .5", "0.5", "0.5"), ("#### 0.50", "0.5", "0.5"), ("#### 50%", "50", "50"), ("#### 3.", "3", "3"),
     ("#### 18 dollars, not 20", "18", "18"), ("#### 5, because 6", "5", "5"),
     ("#### 1\nQuestion: 2\n#### 3", "3", "3"), ("#### 1\n#### none", "1", "1"), ("##### 4", "4", "4"),
-    ("#### 10,00", "1000", "1000"),
+    ("#### 10,00", "1000", "1000"), ("#### 1/2", "", "2"), ("#### 3e5", "", "3"), ("#### 7:30", "", "30"),
+    ("#### 2^10", "", "10"), ("#### 12.5.1", "", "1"), ("#### 12 / 5", "", "5"), ("#### 3 each", "3", "3"),
     ("### 18", "", "18"), ("#### x = 18", "", "18"), ("#### **18**", "", "18"), ("#### ", "", ""), ("", "", ""),
     ("The answer is 3.", "", "3"), ("so $1,234.50.", "", "1234.5"), ("it costs $12.", "", "12"), ("$18.00", "", "18"),
     ("from 1, 2 or 3", "", "3"), ("1,2,3", "", "3"), ("12,3456", "", "3456"), ("1,234,567", "", "1234567"),
@@ -81,3 +82,20 @@ def test_latex_has_one_spelling_within_a_kind_and_others_between(same):
     ("answer is a dog", "", ""), ("The answer is (F).", "", ""), ("D's bag", "", ""), ("", "", "")])
 def test_letters(text, strict, flexible):
     assert letter(text) == (strict, flexible)
+
+
+@pytest.mark.parametrize(("text", "gold"), [
+    ("So.\n#### 18", "18"), ("#### 1\n#### -2,345.50", "-2345.5"), ("####$ 5%.", "5"), ("#### .5", "0.5"),
+    ("#### 1/2", ""), ("#### 3e5", ""), ("#### 7:30", ""), ("#### 1 1/2", ""), ("#### 5 or 6", ""), ("#### 1,2", ""),
+    ("#### 12,3456", ""), ("#### 2 hours", ""), ("#### 5\nmore", ""), ("#### 1..2", ""), ("#### --5", ""),
+    ("#### 5\n####", ""), ("5", ""), ("#### " + "9" * 6000, "9" * 6000)])
+def test_a_gold_number_is_read_whole_or_not_at_all(text, gold):
+    assert gold_number(text) == gold and (not gold or number(text)[0] == gold)
+    assert not gold or whole_number(text.rsplit("####")[-1]) == gold
+
+
+@pytest.mark.parametrize(("text", "gold"), [
+    (r"\boxed{1} or \boxed{2}", "2"), (r"\boxed{1}, \boxed{2", ""), (r"\boxed 3.5", "3.5"), (r"\boxed 1,000.", "1000"),
+    (r"\boxed{}", ""), ("5", ""), (r"\boxed{\frac{1}{2}", "")])
+def test_a_gold_box_is_read_whole_or_not_at_all(text, gold):
+    assert gold_boxed(text) == gold and (not gold or boxed(text)[0] == gold)

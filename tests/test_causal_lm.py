@@ -1,6 +1,7 @@
 """Causal LM students against transformers and peft themselves, run whole."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -30,7 +31,7 @@ from graft.students import _language
 from graft.tasks import _prompts
 from graft.training.objective import Objective
 from small import BASE
-from small_lm import FAMILIES, batch, disturb, lm, run_main, student, task, tiny
+from small_lm import FAMILIES, batch, build, disturb, lm, run_main, student, task, tiny
 
 WAYS = [True, False]
 way = pytest.mark.parametrize("lora", WAYS, ids=["lora", "full"])
@@ -411,6 +412,20 @@ def test_models_that_cannot_be_students(tmp_path):
     for model in (str(tmp_path / "nowhere"), str(tmp_path / "empty"), encoder, cut, deeper, other):
         assert one_line(student, about, model=model).startswith(f"student.model: {model}: ")
     assert "has no layer c_attn" in one_line(student, about, targets=["q_proj", "c_attn"])
+    assert "expected names of linear layers, got none" in one_line(student, about, targets=[])
+    for name, kind in (("input_layernorm", "Qwen3RMSNorm"), ("self_attn", "Qwen3Attention"), ("embed_tokens", "Embed")):
+        assert f"student.targets: {name} of {lm()} is {kind}" in one_line(student, about, targets=["q_proj", name])
+    short = changed("qwen3", tmp_path / "short", max_position_embeddings=100)
+    assert re.match(r"task.max_length: sequences of up to \d+ tokens are more than the 100 positions of student.model",
+                    one_line(student, about, model=short))
+    enough = changed("qwen3", tmp_path / "enough", max_position_embeddings=200)
+    assert "teacher.max_length: sequences" in one_line(build, "teachers", "context_lm", about, student(
+        about, model=enough), shots=3, k=8)
+    texts = Path(changed("qwen3", tmp_path / "texts"))
+    for ends in ("<|im_end|>", ["<|im_end|>"], [2, -1], True):
+        (texts / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert "eos_token_id in config.json or generation_config.json: expected token numbers" in one_line(
+            student, about, model=str(texts))
 
 
 def test_an_adapter_is_no_model(tmp_path):

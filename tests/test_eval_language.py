@@ -374,7 +374,7 @@ def test_shots_are_those_of_the_teacher(place, tmp_path, monkeypatch, oracle):
     used = icl.context(cfg, 3)
     assert (used.kind, used.shots, used.seed, used.max_length) == ("fewshot", 3, 7, 500)
     index = answers.items(12, 4)
-    prompts, _ = encode(task, "val", index, used)
+    prompts, _ = encode(task, "val", index, used, cfg.evaluate.max_new_tokens)
     assert [ids for _, ids in oracle] == [tuple(prompts[j].tolist()) for j in
                                           sorted(range(4), key=lambda j: -len(prompts[j]))]
     assert len(set(index)) == 4 and index != [0, 1, 2, 3]
@@ -388,9 +388,13 @@ def test_bad_input_is_one_line(place, tmp_path, monkeypatch, oracle):
     refuse(r"--shots: expected at least 0, got -1", "--shots", "0", "-1")
     refuse(r"--limit: expected at least 0, got -1", "--limit", "-1")
     refuse(r"--batch_size: expected at least 1, got -4", "--batch_size", "-4")
-    refuse(r"evaluate.max_new_tokens: 40000 after prompts .* 32768 positions", "evaluate.max_new_tokens=40000")
+    refuse(r"evaluate.max_new_tokens: 40000 after prompts .* 32768 positions", "--shots", "0",
+           "evaluate.max_new_tokens=40000")
+    refuse(r"teacher.max_length: 4096 tokens have no room for a single worked example .* 4090 of them kept", "--shots",
+           "0", "2", "evaluate.max_new_tokens=4090")
+    refuse("--split val: its data have no such questions; expected a larger task.val_fraction", "task.val_fraction=0")
     refuse("student.random_weights", "student.random_weights=true")
-    refuse(r"pip install graft\[vllm\]", "--engine", "vllm")
+    refuse(r"vllm is not installed; bash scripts/setup_vllm\.sh", "--engine", "vllm")
 
 
 def test_an_adapter_over_weights_that_have_changed_is_refused(place, tmp_path, monkeypatch, oracle):

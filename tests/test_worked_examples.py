@@ -130,7 +130,7 @@ def test_what_does_not_fit_drops_the_first_examples_and_never_the_answer(task):
     assert dropped == [0, 0, 0]
     rendered = task.prompt.prompt_ids([(shots[i], items[i].question) for i in index])
     assert [whole[j].tolist() for j in range(3)] == rendered
-    for room in range(60, 900, 37):
+    for room in range(200, 900, 37):
         ids, dropped = encode(task, "train", index, Context(shots=4, max_length=room))
         for j, i in enumerate(index):
             answer = len(task.prompt.answer_ids([items[i].answer])[0])
@@ -138,3 +138,63 @@ def test_what_does_not_fit_drops_the_first_examples_and_never_the_answer(task):
             assert dropped[j] == next((k for k, n in enumerate(lengths) if n <= room), 4)
             assert len(ids[j]) == lengths[dropped[j]] - answer
             assert task.prompt.decode(ids[j].tolist()).count("<<") == 4 - dropped[j]
+
+
+def test_the_prompt_of_a_question_to_be_answered_does_not_depend_on_its_answer(prompt):
+    """The same questions with answers of one letter and of 200: evaluation must ask both alike."""
+    tasks = [small_task(prompt, sums(0, 30), [Item(i, f"Test {i}?", "a" * length, "a") for i in range(5)])
+             for length in (1, 200)]
+    for room in (250, 300, 350):
+        (short, few), (long, many) = (encode(task, "test", range(5), Context(shots=4, max_length=room), 64)
+                                      for task in tasks)
+        assert short.flat.tolist() == long.flat.tolist() and few == many and max(few) > 0
+        assert all(len(short[j]) + 64 <= room for j in range(5) if few[j] < 4)
+    own = [encode(task, "test", range(5), Context(shots=4, max_length=400))[1] for task in tasks]
+    assert own[0] != own[1]  # what is to be scored needs its own room
+    message = one_line(encode, tasks[0], "test", range(5), Context(shots=4, max_length=300), 290)
+    assert "teacher.max_length: 300 tokens have no room for a single worked example" in message
+
+
+def test_no_item_is_shown_what_asks_the_same(prompt):
+    """Copies in train, in other case, width, spacing and punctuation; in every split."""
+    train = [*sums(0, 8), Item(8, "WHAT is  3 plus 3 ?", "x", ""), Item(9, "What is ３ plus\u00a03", "y", "")]
+    test = [Item(0, "what is 3 plus 3", "z", ""), Item(1, "What is 3 plus 30?", "z", "")]
+    task = small_task(prompt, train, test)
+    for i in (3, 8, 9):
+        assert {q for q, _ in choose(task, "train", i, Context(shots=7))} == {
+            item.question for item in train[:8]} - {"What is 3 plus 3?"}
+    assert "has 7 other" in one_line(choose, task, "train", 9, Context(shots=8))
+    assert "What is 3 plus 3?" not in dict(choose(task, "test", 0, Context(shots=7)))
+    assert len(choose(task, "test", 1, Context(shots=8))) == 8
+    assert task.overlap == 1
+    halves = small_task(prompt, [*sums(0, 40), *(Item(40 + i, item.question.upper(), "a", "")
+                                                 for i, item in enumerate(sums(0, 40)))], [], val_fraction=0.25)
+    ids = [{item.id % 40 for item in halves.splits[split].items} for split in ("train", "val")]
+    assert not ids[0] & ids[1] and len(ids[1]) == 10  # validation holds no copy of a training item
+
+
+def test_another_seed_is_no_shift_of_the_items(task):
+    """An offset of the seed must not be an offset of the item."""
+    of = {seed: [choose(task, "train", i, Context("fewshot", 4, seed)) for i in range(48)] for seed in range(40, 46)}
+    drawn = [tuple(question for question, _ in shots) for seed in of for shots in of[seed]]
+    assert len(set(drawn)) == len(drawn) == 6 * 48
+
+
+@pytest.mark.parametrize("counts", [[2] * 4, [4, 4], [4, 1, 1, 1, 1], [5, 2, 1], [7, 1], [8], [16, 16]])
+def test_shuffled_answers_are_wrong_however_few_kinds_there_are(prompt, counts):
+    """Examples say the same by their gold, in other words each; `counts` is how many of a context do."""
+    golds = [gold for gold, count in enumerate(counts) for _ in range(count)]
+    shown = [Item(i, f"q{i}", f"In words {i}: {gold}", str(gold)) for i, gold in enumerate(golds)]
+    others = [Item(100 + i, f"o{i}", f"Else {i}: {i % 9}", str(i % 9)) for i in range(20)]
+    right, drawn = {item.question: item.gold for item in shown}, set()
+    for seed in range(20):
+        draw = random.Random(seed)
+        outside = _context._Outside([*shown, *others], range(len(shown) + 20), set(range(len(shown))),
+                                    Context("shuffled_answers"), draw)
+        answers = _context._shuffled(shown, outside, draw)
+        assert all(answer.split(": ")[1] != right[item.question] for item, answer in zip(shown, answers))
+        surplus = max(0, 2 * max(counts) - len(shown))
+        assert len(set(answers) - {item.answer for item in shown}) <= surplus
+        assert len([answer for answer in answers if answer.startswith("In words")]) == len(shown) - surplus
+        drawn.add(tuple(answers))
+    assert len(drawn) > 1

@@ -69,17 +69,14 @@ def source(cfg: Config, task: TextTask, longest: int, untrained: bool = False) -
     if room and longest + cfg.evaluate.max_new_tokens > room:
         raise UserError(f"evaluate.max_new_tokens: {cfg.evaluate.max_new_tokens} after prompts of up to {longest} "
                         f"tokens are more than the {room} positions of {where}")
-    ids = {*task.prompt.end, *_ids(config.get_text_config().eos_token_id)}
+    ids = {*task.prompt.end, *_language.end_ids("student.model", where, config.get_text_config().eos_token_id)}
     with contextlib.suppress(OSError):  # not every folder has one
-        ids |= _ids(GenerationConfig.from_pretrained(where, **options).eos_token_id)
+        written = GenerationConfig.from_pretrained(where, **options).eos_token_id
+        ids |= _language.end_ids("student.model", where, written)
     # Wherever training computed in bf16, so does generation; it has no autocast, which would be slow at one token.
     dtype = "bf16" if "bf16" in (args["dtype"], cfg.train.precision) else "fp32"
     return Source(where, args["revision"], dtype, args["attention"], args["trust_remote_code"], task.prompt,
                   Stop(tuple(sorted(ids)), tuple(task.stop), cfg.evaluate.max_new_tokens), longest)
-
-
-def _ids(one_or_many: int | list[int] | None) -> set[int]:
-    return set() if one_or_many is None else {one_or_many} if isinstance(one_or_many, int) else set(one_or_many)
 
 
 def is_adapter(weights: Path | None) -> bool:

@@ -26,10 +26,12 @@ def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: A
     asked = {}
     for split in options.split:
         if not len(task.splits[split]):
-            raise UserError(f"--split {split}: its data have no such questions")
+            raise UserError(f"--split {split}: its data have no such questions"
+                            + ("; expected a larger task.val_fraction" if split == "val" else ""))
         index = answers.items(len(task.splits[split]), options.limit)
         for shots in options.shots:
-            asked[split, shots] = index, *encode(task, split, index, context(cfg, shots))
+            asked[split, shots] = index, *encode(task, split, index, context(cfg, shots),
+                                                 cfg.evaluate.max_new_tokens)
     longest = max(int(prompts.lengths.max()) for _, prompts, _ in asked.values())
     source = generation.source(cfg, task, longest, untrained=True)
     engine = engines.engine(

@@ -165,6 +165,26 @@ def check_head(key: str, lm: PreTrainedModel, head: Head) -> None:
                         "not known here")
 
 
+def end_ids(key: str, model: str, ends: object) -> set[int]:
+    """The tokens that a model's configuration calls an end: `eos_token_id`, a number, a list of them or None.
+
+    Raises UserError for anything else, such as the token's text.
+    """
+    ids = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    if bad := [one for one in ids if not isinstance(one, int) or isinstance(one, bool) or one < 0]:
+        raise UserError(f"{key}: {model}: eos_token_id in config.json or generation_config.json: expected token "
+                        f"numbers, got {bad[0]!r}")
+    return set(ids)
+
+
+def refuse_longer(key: str, lm: PreTrainedModel, tokens: int, setting: str) -> None:
+    """Raise UserError if sequences of up to `tokens`, as `setting` allows them, have more positions than a model."""
+    room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    if room and tokens > room:
+        raise UserError(f"{setting}: sequences of up to {tokens} tokens are more than the {room} positions of {key} "
+                        f"{lm.config.name_or_path}")
+
+
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """The files of a tokenizer and its chat template, for the folder of a model that was trained with it."""
     tokenizer = copy.deepcopy(tokenizer)

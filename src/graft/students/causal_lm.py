@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens
@@ -38,8 +39,8 @@ def build(task: TextTask, *,
           ) -> "CausalLM":
     """The model behind `forward(tokens) -> Outputs`. LoRA: Hu et al. 2021 (arXiv:2106.09685).
 
-    Raises UserError for an unknown model, one with another tokenizer or fewer embeddings than it has tokens, and
-    for `targets` that it does not have.
+    Raises UserError for an unknown model, one with another tokenizer, fewer embeddings than it has tokens, too few
+    positions or an end that nobody can read, and for `targets` that are no linear layers of it.
     """
     where = _language.folder_of(model)
     lm = _language.load("student.model", where, revision, dtype, attention, random_weights, trust_remote_code)
@@ -49,6 +50,10 @@ def build(task: TextTask, *,
     rows = lm.get_input_embeddings().weight.shape[0]
     if rows < task.num_classes:
         raise UserError(f"task.tokenizer: has {task.num_classes} tokens, student.model {model} has {rows} embeddings")
+    if lm.generation_config is not None:  # before training, not when the answers are to end
+        _language.end_ids("student.model", model, lm.generation_config.eos_token_id)
+    longest = max(int(split.lengths.max()) for split in task.splits.values() if len(split))
+    _language.refuse_longer("student.model", lm, longest, "task.max_length")
     head = _language.Head(lm)
     _language.check_head("student.model", lm, head)
     base = f"{'random' if random_weights else _language.identity(where, revision)} in {dtype}"
@@ -59,14 +64,25 @@ def build(task: TextTask, *,
         if lora:
             lm.enable_input_require_grads()
     if lora:
-        layers = [name.rpartition(".")[2] for name, _ in lm.named_modules()]
-        if missing := [name for name in targets if name not in layers]:
-            raise UserError(f"student.targets: {model} has no layer {', '.join(missing)}")
+        _refuse_targets(model, lm, targets)
         adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
                               bias="none", target_modules=list(targets), revision=revision or None)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
             lm = get_peft_model(lm, adapters)
     return CausalLM(lm, head, lora, base, model, revision, task.num_classes)
+
+
+def _refuse_targets(model: str, lm: PreTrainedModel, targets: Sequence[str]) -> None:
+    if not targets:
+        raise UserError("student.targets: expected names of linear layers, got none; or set student.lora to false")
+    kinds: dict[str, set[type]] = {}
+    for name, module in lm.named_modules():
+        kinds.setdefault(name.rpartition(".")[2], set()).add(type(module))
+    if missing := [name for name in targets if name not in kinds]:
+        raise UserError(f"student.targets: {model} has no layer {', '.join(missing)}")
+    for name in targets:
+        if other := [kind for kind in kinds[name] if not issubclass(kind, (nn.Linear, Conv1D))]:
+            raise UserError(f"student.targets: {name} of {model} is {other[0].__name__}; expected linear layers")
 
 
 class CausalLM(nn.Module):

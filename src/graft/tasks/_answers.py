@@ -41,7 +41,7 @@ _WHOLE = re.compile(rf"({_SIGN}?)\s?\\?\$?\s?({_SIGN}?)([0-9]{{1,3}}(?:,[0-9]{{3
 def whole_number(text: str) -> str:
     """The number that all of a text is, `$`, `%` and a full stop aside."""
     match = _WHOLE.fullmatch(text.strip())
-    return normal_number(*match.groups(default="")) if match else ""
+    return normal_number(*match.groups(default="")) if match and not (match[1] and match[2]) else ""
 
 
 def gold_number(text: str) -> str:

@@ -133,6 +133,7 @@ def encode(task: TextTask, split: str, index: Sequence[int], context: Context,
 
     `reserve` tokens of `context.max_length` are kept free for an answer that is to be generated: what it is asked must
     not depend on how long the right one is. None: as many as the item's own answer has, which is to be scored.
+    Raises UserError if no item has room for any example.
     """
     items = [task.splits[split].items[i] for i in index]
     room = [context.max_length - (int(task.splits[split].answers.lengths[i]) if reserve is None else reserve)
@@ -149,4 +150,8 @@ def encode(task: TextTask, split: str, index: Sequence[int], context: Context,
             dropped[j] += 1
         for j, shorter in zip(too_long, task.prompt.prompt_ids([asked(j) for j in too_long])):
             ids[j] = shorter
+    if items and all(dropped[j] == len(shots[j]) > 0 for j in range(len(items))):
+        raise UserError(f"teacher.max_length: {context.max_length} tokens have no room for a single worked example in "
+                        f"any of {len(items)} {split} items" + ("" if reserve is None else
+                        f", {reserve} of them kept for the answer") + "; expected more")
     return Ragged(ids), dropped
