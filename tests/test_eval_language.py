@@ -294,7 +294,7 @@ def test_changed_questions_or_template_are_refused(place, study, tmp_path, monke
     assert {run["split"] for run in found["conditions"]["baseline"]["runs"]} == {"test"}
     template = place / "model/chat_template.jinja"
     text = template.read_text()
-    template.write_text(text.replace("assistant\\n", "assistant \\n", 1))
+    template.write_text(text.replace("<|im_start|>", "<|im_start|> "))
     try:
         with pytest.raises(UserError, match=r"was trained on other data \(template \w{40}, now \w{40}\)"):
             evaluate(study, monkeypatch)
