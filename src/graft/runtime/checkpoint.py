@@ -22,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from graft.errors import NonFinite, NoValidCheckpoint, UserError, disk_problem
 from graft.runtime.files import set_aside, sync
+from graft.runtime.finite import nonfinite
 
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a file in a checkpoint
@@ -68,7 +69,9 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
     nothing left behind, when the disk is full.
     """
     final = path_of(run_dir, step)
-    _refuse_nonfinite(run_dir, step, {**tensors, "optim": optimizer})
+    if problem := nonfinite({**tensors, "optim": optimizer}):
+        last = (steps(run_dir) or ["none"])[-1]
+        raise NonFinite(f"step {step}: {problem}; it was not saved; last checkpoint: step {last}")
     temporary = run_dir / f".tmp-{final.name}"
     remove_temporaries(run_dir)
     _require_space(run_dir)
@@ -107,32 +110,6 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
         if old != best_step:
             shutil.rmtree(path_of(run_dir, old))
     return final
-
-
-@torch.no_grad()
-def _refuse_nonfinite(run_dir: Path, step: int, state: dict[str, Any]) -> None:
-    """Raise NonFinite, naming the first tensor, if one has a NaN or an infinity.
-
-    One number per tensor, the largest magnitude, computed where the tensors are; the host waits once per device.
-    """
-    found = {name: value for name, value in _tensors(state, "") if value.is_floating_point() and value.numel()}
-    for device in {value.device for value in found.values()}:
-        here = {name: value for name, value in found.items() if value.device == device}
-        finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(here.values()), torch.inf)])
-        if not finite.all():
-            kept = steps(run_dir)
-            name = list(here)[int(finite.int().argmin())]
-            raise NonFinite(f"step {step}: {name} is not finite ({int((~finite).sum())} of {len(here)} tensors of the "
-                            f"checkpoint); it was not saved; last checkpoint: step {kept[-1] if kept else 'none'}")
-
-
-def _tensors(state: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested mappings and lists, with its dotted name."""
-    if isinstance(state, Tensor):
-        yield path, state
-    elif isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from _tensors(value, f"{path}.{key}".lstrip("."))
 
 
 def _require_space(run_dir: Path) -> None:
