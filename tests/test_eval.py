@@ -109,7 +109,9 @@ def test_a_kept_score_that_disagrees_with_its_rows_is_made_again(study, monkeypa
     kept.write_text(json.dumps(entry))
     assert scorer.score("smoothed", study / "smoothed/seed1") == first and kept.read_text() == text and not scored
     assert "test-10.json: disagrees with its rows; judged again from them" in capsys.readouterr().out
-    for damaged in (text[:100], "[]", json.dumps({**json.loads(text), "data_fingerprint": "another"}),
+    for damaged in (text[:100], "[]", "[" * 100_000, text.replace('"step": 10', '"step": 1' + "0" * 5000),
+                    json.dumps({**json.loads(text), "examples": "../elsewhere.parquet"}),
+                    json.dumps({**json.loads(text), "data_fingerprint": "another"}),
                     json.dumps({**json.loads(text), "checkpoint_sha256": "another"})):
         kept.write_text(damaged)
         assert scorer.score("smoothed", study / "smoothed/seed1") == first and scored.pop() and not scored

@@ -256,7 +256,9 @@ def test_what_was_generated_survives_a_crash(study, monkeypatch, oracle):
     monkeypatch.setattr(_transformers.Transformers, "generate", real)
     (part,) = study.glob("*/seed*/eval/*.jsonl")
     with part.open("a") as file:
-        file.write('{"j": 3, "te')
+        file.write('{"j": 3, "te\n' + "[" * 100_000 + '\n5\n{"text": "", "tokens": 0, "ended": true}\n'
+                   '{"j": 3, "text": null, "tokens": 0, "ended": true}\n'
+                   '{"j": 99, "text": "", "tokens": 0, "ended": true}\n{"j": 3, "te')
     done = len(oracle)
     again = evaluate(study, monkeypatch, *arguments)
     assert len(oracle) - done == total - 17 and Counter(oracle) == first, "nothing is asked twice"

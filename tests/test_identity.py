@@ -181,14 +181,14 @@ def test_a_changed_config_beside_the_checkpoint_changes_nothing(place, tmp_path,
 
 def test_a_prediction_needs_the_folder_alone(place, tmp_path, monkeypatch):
     """No data, no config.yaml, whatever the folder is called and whoever lies beside it."""
-    shutil.copytree(place / "study/baseline", tmp_path / "elsewhere")
-    shutil.copytree(tmp_path / "elsewhere/seed0", tmp_path / "elsewhere/seed0_old")
-    (tmp_path / "elsewhere/seed0/checkpoint-3/model.safetensors").write_bytes(b"")
-    (tmp_path / "elsewhere/seed0_old/config.yaml").unlink()
+    shutil.copytree(place / "study/baseline", tmp_path / "Moved Elsewhere")
+    shutil.copytree(tmp_path / "Moved Elsewhere/seed0", tmp_path / "Moved Elsewhere/seed0_old")
+    (tmp_path / "Moved Elsewhere/seed0/checkpoint-3/model.safetensors").write_bytes(b"")
+    (tmp_path / "Moved Elsewhere/seed0_old/config.yaml").unlink()
     monkeypatch.setattr(imagefolder, "build", None)
     image = str(place / "data/train/dog/000.png")
     said = []
-    for run in (place / "study/baseline/seed0", tmp_path / "elsewhere/seed0_old"):
+    for run in (place / "study/baseline/seed0", tmp_path / "Moved Elsewhere/seed0_old"):
         monkeypatch.setattr(sys, "argv", ["predict", image, "--run", str(run), "--out", str(tmp_path / "out")])
         predict.main()
         row = json.loads((tmp_path / "out/predictions.jsonl").read_text())

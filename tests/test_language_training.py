@@ -332,6 +332,7 @@ def test_smoke_of_every_family(tmp_path, monkeypatch, family, lora):
     (["student.lora=false"], "teacher.serve: adapter needs a LoRA student"),
     (["teacher={name: context_lm, shots: 3, k: 5000}"], "teacher.k: 5000 is more than"),
     ([TEACHER % ", serve: cache"], "no cache of teacher logits"),
+    (["evaluate.max_new_tokens=32768"], "evaluate.max_new_tokens: 32768 after prompts of up to"),
     (["train.batch_size=64"], "train.batch_size: 64 is more than the 54 training items"),
 ])
 def test_bad_input_is_one_line_before_the_first_step(tmp_path, change, says):

@@ -181,3 +181,9 @@ def test_progress_reads_a_run(tmp_path):
         {"time": "2026-01-01T00:00:00+00:00", "resumed_at": 0, "total_steps": 10}]}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n')
     assert runs.look(tmp_path) == (1.0, 60.0)
+    for name in ("status.json", "metadata.json", "metrics.jsonl"):
+        content = (tmp_path / name).read_text()
+        for damage in ("", "5", "{}", '{"step": null}', "[" * 100_000, '{"attempts": [5]}'):
+            (tmp_path / name).write_text(damage)
+            assert runs.look(tmp_path) == (0.0, None)
+        (tmp_path / name).write_text(content)

@@ -24,11 +24,10 @@ def load(files: Iterable[str | Path], overrides: Iterable[str] = (), **scalars: 
     return merge(files, overrides, scalars)[0]
 
 
-def restored(values: dict[str, Any], source: str, **scalars: Any) -> Config:
-    """The configuration that a checkpoint holds (`Config.to_dict`), then `scalars`; `source` is named by errors."""
+def restored(values: dict[str, Any], source: str) -> Config:
+    """The configuration that a checkpoint holds (`Config.to_dict`); `source` is named by errors."""
     merged = Merge()
     merged.add(source, values)
-    merged.add(source, scalars)
     return _complete(merged)
 
 

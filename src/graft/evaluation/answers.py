@@ -4,6 +4,7 @@ A score is a JSON file with its rows beside it, `eval/<split>-<step>.{json,parqu
 generated lies in `eval/<split>-<step>.<digest>.<rank>.jsonl`, and a crash loses nothing of it.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -20,8 +21,11 @@ from graft.errors import UserError
 from graft.evaluation import kept
 from graft.reporting import results
 from graft.runtime import checkpoint
+from graft.runtime.files import parsed
 from graft.runtime.provenance import code_sha
 from graft.tasks._text import Ragged, TextTask
+
+PART = {"j": int, "text": str, "tokens": int, "ended": bool}  # a line of what is kept while answers are made
 
 
 def items(size: int, limit: int) -> list[int]:
@@ -32,10 +36,10 @@ def items(size: int, limit: int) -> list[int]:
 def weights_of(folder: Path) -> dict[str, str]:
     """Which weights a checkpoint holds and their digest, as its manifest says."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = parsed((folder / "manifest.json").read_text())
         file = checkpoint.student_file(manifest)
         return {"weights": Path(file).stem, "checkpoint_sha256": manifest[file]["sha256"]}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder}/manifest.json: missing or unreadable") from None
 
 
@@ -55,7 +59,9 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
     `index[j]`. Raises UserError if the checkpoint in `weights` is damaged.
     """
     stop = engine.source.stop
+    rows_file = path.with_suffix(".parquet")
     wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index),
+              "examples": str(rows_file.relative_to(base_dir)),
               "data_fingerprint": task.fingerprints[wanted["split"]], "template_sha256": task.prompt.template_sha256,
               "tokenizer_sha256": task.prompt.tokenizer_sha256, "prompts_sha256": prompts_sha256(prompts),
               "engine": engine.name, "precision": engine.source.dtype, "max_new_tokens": stop.max_new_tokens,
@@ -71,9 +77,7 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
         checkpoint.verify(weights)  # on every process: all of them go on, or none does
     texts = _generate(path, wanted, engine, prompts, weights, accelerator)
     rows = judge(task, wanted["split"], index, [texts[j] for j in range(len(index))])
-    rows_file = path.with_suffix(".parquet")
-    entry = {**wanted, "metrics": metrics(rows), "examples": str(rows_file.relative_to(base_dir)),
-             "code_sha": code_sha()}
+    entry = {**wanted, "metrics": metrics(rows), "code_sha": code_sha()}
     if accelerator.is_main_process:
         results.write_examples(rows_file, rows, wanted["data_fingerprint"])
         results.write_json(path, entry)
@@ -91,7 +95,7 @@ def _generate(path: Path, wanted: dict[str, Any], engine: Any, prompts: Ragged, 
     """
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
-    shared = [digest, _read_parts(path, digest) if accelerator.is_main_process else None]
+    shared = [digest, _read_parts(path, digest, len(prompts.lengths)) if accelerator.is_main_process else None]
     theirs, texts = broadcast_object_list(shared)
     assert theirs == digest, "the processes score different things"
     missing = sorted(set(range(len(prompts.lengths))) - texts.keys(), key=lambda j: (-int(prompts.lengths[j]), j))
@@ -112,15 +116,16 @@ def _generate(path: Path, wanted: dict[str, Any], engine: Any, prompts: Ragged, 
     return texts
 
 
-def _read_parts(path: Path, digest: str) -> dict[int, dict[str, Any]]:
+def _read_parts(path: Path, digest: str, count: int) -> dict[int, dict[str, Any]]:
+    """What processes kept that did not come to their end; a line that is not what one of them writes is left out."""
     found = {}
     for part in path.parent.glob(f"{path.stem}.{digest}.*.jsonl"):
-        for line in part.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                found[row.pop("j")] = row
-            except ValueError:
-                continue
+        for line in part.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                row = parsed(line)
+                kinds = {key: type(value) for key, value in row.items()} if isinstance(row, dict) else {}
+                if kinds == PART and row["j"] in range(count):
+                    found[row.pop("j")] = row
     return found
 
 

@@ -65,10 +65,7 @@ def source(cfg: Config, task: TextTask, longest: int, untrained: bool = False) -
         config = AutoConfig.from_pretrained(where, trust_remote_code=args["trust_remote_code"], **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"student.model: {where}: {' '.join(str(error).split())[:300]}") from None
-    room = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if room and longest + cfg.evaluate.max_new_tokens > room:
-        raise UserError(f"evaluate.max_new_tokens: {cfg.evaluate.max_new_tokens} after prompts of up to {longest} "
-                        f"tokens are more than the {room} positions of {where}")
+    _language.refuse_no_room(config, longest, cfg.evaluate.max_new_tokens)
     ids = {*task.prompt.end, *_language.end_ids("student.model", where, config.get_text_config().eos_token_id)}
     with contextlib.suppress(OSError):  # not every folder has one
         written = GenerationConfig.from_pretrained(where, **options).eos_token_id

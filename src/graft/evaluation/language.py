@@ -80,8 +80,7 @@ class Scorer:
                             f"({self.base[:60]})")
 
     def _engine(self, cfg: Config, task: TextTask) -> Any:
-        longest = max(int(split.prompts.lengths.max()) for split in task.splits.values() if len(split))
-        source = generation.source(cfg, task, longest)
+        source = generation.source(cfg, task, task.longest_prompt)
         if self.engine[0] != source:
             self.engine = ({}, None)  # free the old one first
             self.base = _language.identity(source.model, source.revision)

@@ -1,6 +1,5 @@
 """What a finished run says of image files, and why."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from graft.errors import UserError
 from graft.evaluation import rebuild
 from graft.probes.saliency import feature_maps, grad_cam
 from graft.reporting import figures
-from graft.runtime.files import SEED
+from graft.runtime.files import SEED, parsed
 from graft.tasks._images import SUFFIXES, image_files, read_square, shown
 from graft.tasks._task import Task
 
@@ -25,7 +24,7 @@ def newest_run(root: Path = Path("experiments")) -> Path:
     finished = []
     for status in root.glob("*/*/seed*/status.json"):
         try:
-            state = json.loads(status.read_text())
+            state = parsed(status.read_text())
             cfg = rebuild.trained(status.parent).config
             done = state["state"] == "done" and SEED.fullmatch(status.parent.name)
             if done and cfg.method != "ssl_teacher" and not cfg.reads_text:

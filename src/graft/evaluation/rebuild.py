@@ -50,8 +50,9 @@ def trained(run_dir: Path) -> Trained:
     path = checkpoint.newest(run_dir)
     info = checkpoint.info_of(path)
     data = identity.of_checkpoint(path, info)
-    cfg = config.restored(info["config"], f"{path}/trainer.json", output_dir=str(run_dir.parent))
-    return Trained(run_dir, cfg, data, info.get("teacher", ""))
+    cfg = config.restored(info["config"], f"{path}/trainer.json")
+    # where it lies now, under any name: it may have been moved since
+    return Trained(run_dir, replace(cfg, output_dir=str(run_dir.parent)), data, info.get("teacher", ""))
 
 
 def runs_of(base_dir: Path, condition: str) -> list[Path]:

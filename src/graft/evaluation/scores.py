@@ -71,20 +71,19 @@ class Scorer:
     def _one(self, condition: str, run: rebuild.Trained, task: Task, split: str, different: list[str],
              student: nn.Module, info: dict[str, Any]) -> dict[str, Any]:
         """The entry of one split."""
+        file, topk = run.folder / "eval" / f"{split}-{info['step']}.json", run.config.evaluate.topk
         wanted = {"schema_version": results.SCHEMA_VERSION, "condition": condition, "seed": run.config.seed,
                   "split": split, "n": len(task.splits[split]), "step": info["step"], "weights": info["weights"],
                   "checkpoint_sha256": info["sha256"], "precision": "fp32",
+                  "examples": str(file.with_suffix(".parquet").relative_to(self.base_dir)),
                   **rebuild.origin(run, task, split, different)}
-        file, topk = run.folder / "eval" / f"{split}-{info['step']}.json", run.config.evaluate.topk
         if entry := kept.score(file, wanted, range(wanted["n"]), lambda rows: (rows, results.metrics(rows, topk))):
             return entry
         rows = score(student, task.splits[split], self.accelerator.device, run.config.evaluate.batch_size,
                      self.accelerator.process_index, self.accelerator.num_processes)
-        rows_file = file.with_suffix(".parquet")
-        entry = {**wanted, "metrics": results.metrics(rows, topk), "code_sha": code_sha(),
-                 "examples": str(rows_file.relative_to(self.base_dir))}
+        entry = {**wanted, "metrics": results.metrics(rows, topk), "code_sha": code_sha()}
         if self.accelerator.is_main_process:
-            results.write_examples(rows_file, rows, wanted["data_fingerprint"])
+            results.write_examples(file.with_suffix(".parquet"), rows, wanted["data_fingerprint"])
             results.write_json(file, entry)
         return entry
 

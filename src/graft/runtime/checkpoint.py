@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graft.errors import NonFinite, NoValidCheckpoint, UserError, disk_problem
-from graft.runtime.files import set_aside, sync
+from graft.runtime.files import parsed, set_aside, sync
 from graft.runtime.finite import nonfinite
 
 SCHEMA_VERSION = 1
@@ -136,9 +136,9 @@ def student_file(names: Container[str]) -> str:
 def verify(path: Path) -> None:
     """Raise UserError naming the first file that is missing, cut short or changed."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = parsed((path / "manifest.json").read_text())
         names = {student_file(manifest), "optim.pt", "trainer.json"} - manifest.keys()
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path}/manifest.json: missing or unreadable") from None
     if names:
         raise UserError(f"{path}/manifest.json: does not list {min(names)}")
@@ -194,7 +194,7 @@ def info_of(path: Path) -> dict[str, Any]:
     """
     file = path / "trainer.json"
     try:
-        manifest, content = json.loads((path / "manifest.json").read_text()), file.read_bytes()
+        manifest, content = parsed((path / "manifest.json").read_text()), file.read_bytes()
         if manifest[file.name]["sha256"] != hashlib.sha256(content).hexdigest():
             raise UserError(f"{file}: content differs from its sha256")
         return json.loads(content)

@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import nn
 
 from graft.runtime.checkpoint import sha256
-from graft.runtime.files import write_text
+from graft.runtime.files import parsed, write_text
 
 YOUNG = 2.0  # seconds
 
@@ -69,7 +69,7 @@ def _looks(file: Path) -> list[int]:
 
 def _recall(memory: Path) -> dict[str, list]:
     try:
-        known = json.loads(memory.read_text())
+        known = parsed(memory.read_text())
         return {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -55,6 +55,14 @@ def overwrite(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def parsed(text: str | bytes) -> Any:
+    """The content of JSON that nobody vouches for. Raises ValueError for whatever is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file or folder so that it is kept for inspection and never read."""
     number = 1
@@ -71,7 +79,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any] | None:
     missing: whoever needs it makes it again.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         if missing := [key for key in keys if key not in content]:
@@ -79,7 +87,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any] | None:
         return content
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         print(f"{path}: damaged ({' '.join(str(error).split())[:80]}); set aside as {set_aside(path).name}", flush=True)
         return None
 

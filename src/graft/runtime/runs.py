@@ -1,7 +1,6 @@
 """What lies in a job's folder, read without torch: its state, whether it is the job that is asked for, its times."""
 
 import datetime
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from graft.config import difference, restored
 from graft.config.study.job import Job
 from graft.errors import UserError
+from graft.runtime.files import parsed
 
 NAMED = 3  # differences that a refusal names
 
@@ -54,13 +54,14 @@ def _newest(run_dir: Path) -> dict[str, Any]:
     for path in reversed(steps):
         if info := _json(path / "trainer.json"):
             return info
-    attempts = _json(run_dir / "metadata.json").get("attempts") or [{}]
-    return attempts[-1] if ended(run_dir) else {}
+    attempts = _json(run_dir / "metadata.json").get("attempts")
+    last = attempts[-1] if isinstance(attempts, list) and attempts else {}
+    return last if ended(run_dir) and isinstance(last, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parsed(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -68,7 +69,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _difference(old: dict[str, Any] | None, job: Job) -> str:
     """Where another run's configuration differs, in words."""
-    if old is None:
+    if not isinstance(old, dict):
         return "nothing there says of which configuration"
     try:
         changes = difference(restored(old, str(job.folder)), job.config)
@@ -81,17 +82,17 @@ def _difference(old: dict[str, Any] | None, job: Job) -> str:
 def look(run_dir: Path) -> tuple[float, float | None]:
     """`(fraction done, seconds a whole run takes)`; None while its speed is unknown."""
     try:
-        status = json.loads((run_dir / "status.json").read_text())
-        attempt = json.loads((run_dir / "metadata.json").read_text())["attempts"][-1]
+        status = parsed((run_dir / "status.json").read_text())
+        attempt = parsed((run_dir / "metadata.json").read_text())["attempts"][-1]
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        step = json.loads(lines[-1])["step"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        step = parsed(lines[-1])["step"]
+        done = status["state"] == "done"
+        end = datetime.datetime.fromisoformat(status["time"]).timestamp() if done else time.time()
+        seconds = end - datetime.datetime.fromisoformat(attempt["time"]).timestamp()
+        share = (step - attempt["resumed_at"]) / attempt["total_steps"]
+        return (1.0 if done else step / attempt["total_steps"]), (seconds / share if share > 0.05 else None)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):  # damaged, or not written yet
         return 0.0, None
-    done = status["state"] == "done"
-    end = datetime.datetime.fromisoformat(status["time"]).timestamp() if done else time.time()
-    seconds = end - datetime.datetime.fromisoformat(attempt["time"]).timestamp()
-    share = (step - attempt["resumed_at"]) / attempt["total_steps"]
-    return (1.0 if done else step / attempt["total_steps"]), (seconds / share if share > 0.05 else None)
 
 
 def expected(jobs: Iterable[Job]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import Locked, Preempted, UserError, disk_problem, ending
-from graft.runtime.files import overwrite, read_json, write_text
+from graft.runtime.files import overwrite, parsed, read_json, write_text
 from graft.runtime.lock import RunLock
 from graft.runtime.provenance import now
 
@@ -27,11 +27,11 @@ def write_status(run_dir: Path, state: str, step: int, exit_code: int | None = N
 def read_status(run_dir: Path) -> dict[str, Any]:
     """What `status.json` holds, for those who only look: `{"state": "none"}` without one, `unreadable` if damaged."""
     try:
-        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        status = parsed((run_dir / "status.json").read_text(encoding="utf-8"))
         return status if isinstance(status, dict) and isinstance(status.get("state"), str) else {"state": "unreadable"}
     except FileNotFoundError:
         return {"state": "none"}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {"state": "unreadable"}
 
 

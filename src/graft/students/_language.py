@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
 from graft.errors import UserError
@@ -177,12 +177,18 @@ def end_ids(key: str, model: str, ends: object) -> set[int]:
     return set(ids)
 
 
-def refuse_longer(key: str, lm: PreTrainedModel, tokens: int, setting: str) -> None:
+def refuse_longer(key: str, about: PreTrainedConfig, tokens: int, setting: str) -> None:
     """Raise UserError if sequences of up to `tokens`, as `setting` allows them, have more positions than a model."""
-    room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    room = getattr(about.get_text_config(), "max_position_embeddings", None)
     if room and tokens > room:
         raise UserError(f"{setting}: sequences of up to {tokens} tokens are more than the {room} positions of {key} "
-                        f"{lm.config.name_or_path}")
+                        f"{about.name_or_path}")
+
+
+def refuse_no_room(about: PreTrainedConfig, prompt: int, answer: int) -> None:
+    """Raise UserError if a student has not the positions for `answer` tokens after prompts of up to `prompt`."""
+    refuse_longer("student.model", about, prompt + answer,
+                  f"evaluate.max_new_tokens: {answer} after prompts of up to {prompt} tokens")
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:

@@ -53,7 +53,7 @@ def build(task: TextTask, *,
     if lm.generation_config is not None:  # before training, not when the answers are to end
         _language.end_ids("student.model", model, lm.generation_config.eos_token_id)
     longest = max(int(split.lengths.max()) for split in task.splits.values() if len(split))
-    _language.refuse_longer("student.model", lm, longest, "task.max_length")
+    _language.refuse_longer("student.model", lm.config, longest, "task.max_length")
     head = _language.Head(lm)
     _language.check_head("student.model", lm, head)
     base = f"{'random' if random_weights else _language.identity(where, revision)} in {dtype}"

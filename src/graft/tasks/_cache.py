@@ -18,6 +18,7 @@ from filelock import FileLock
 from graft.errors import DISK, DiskProblem, UserError
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
+from graft.runtime.files import parsed
 from graft.tasks._images import DECODER
 
 FORMAT = 2  # of an entry
@@ -83,7 +84,7 @@ def _one_line() -> Iterator[None]:
 def _read(entry: Path) -> tuple[np.ndarray, str] | None:
     """What is there, or None if it is absent or not what was written."""
     try:
-        manifest = json.loads((entry / "manifest.json").read_text())
+        manifest = parsed((entry / "manifest.json").read_text())
         if _digest(entry, manifest["encoding"]) != manifest["sha256"]:
             return None
         return np.load(entry / "images.npy", mmap_mode="r"), manifest["encoding"]

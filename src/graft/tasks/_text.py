@@ -155,6 +155,11 @@ class TextTask:
         return self.prompt.vocabulary
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest question of any split, as it is asked without worked examples."""
+        return max(int(split.prompts.lengths.max()) for split in self.splits.values() if len(split))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a run says about its data when it starts."""
         kept = len(self.splits["train"])

@@ -26,6 +26,7 @@ from graft.errors import DiskProblem, UserError
 from graft.outputs import Outputs, on_device
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
+from graft.runtime.files import parsed
 from graft.tasks._task import Split, Task
 
 FORMAT = 1
@@ -117,7 +118,7 @@ def _precision(autocast: Callable[[], AbstractContextManager], device: str) -> s
 def _intact(folder: Path, origin: dict) -> bool:
     """Whether the folder holds what its manifest says, and that is `origin`."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = parsed((folder / "manifest.json").read_text())
         return manifest["origin"] == origin and all(
             sha256(folder / f"{name}.npy") == manifest["sha256"][name] for name in origin["names"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -113,7 +113,7 @@ class ContextLM(nn.Module):
         self.answers = task.splits["train"].answers
         self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)
         longest = int((self.prompts.lengths + self.answers.lengths).max())
-        _language.refuse_longer("the teacher", lm.model, longest, "teacher.max_length")
+        _language.refuse_longer("the teacher", lm.model.config, longest, "teacher.max_length")
         self.short = sum(d > 0 for d in dropped)  # items that had to drop examples
         self.notes = (_topk_cache.said(self.short, len(dropped), context),)
 

@@ -12,6 +12,7 @@ from graft.config.options import Config, Train
 from graft.config.schema import amount, to_steps
 from graft.errors import UserError
 from graft.outputs import Batch
+from graft.students import _language
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 
@@ -46,6 +47,11 @@ def try_out(config: Config, task: Task, student: nn.Module, micro_size: int) -> 
     alone = [m for m in student.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if alone and micro_size < 2:
         raise UserError(f"train.batch_size: BatchNorm needs at least 2 images in a micro-batch, got {micro_size}")
+
+
+def room_for_answers(config: Config, task: TextTask, student: nn.Module) -> None:
+    """Raise UserError for a language model that could be trained, but later not answer any question of the task."""
+    _language.refuse_no_room(student.model.config, task.longest_prompt, config.evaluate.max_new_tokens)
 
 
 def _refuse_nothing(config: Config, steps_per_epoch: int, total_steps: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from graft.errors import DiskProblem, disk_problem
-from graft.runtime.files import set_aside, write_text
+from graft.runtime.files import parsed, set_aside, write_text
 
 
 class Journal:
@@ -92,11 +92,11 @@ def _parse(path: Path) -> tuple[list[tuple[str, dict[str, float]]], int]:
     for number, line in enumerate([*lines, rest] if rest else lines):
         try:
             text = line.decode()
-            record = json.loads(text)
+            record = parsed(text)
             if not all(isinstance(value, int | float) for value in [record["step"], *record.values()]):
                 raise ValueError
             records.append((text, record))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             damaged += number < len(lines)
     return records, damaged
 

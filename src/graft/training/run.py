@@ -29,7 +29,7 @@ from graft.runtime.place import Place, accelerator, set_kernels
 from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.training.batches import micro_batches, plan, try_out
+from graft.training.batches import micro_batches, plan, room_for_answers, try_out
 from graft.training.learner import Learner, synchronised
 from graft.training.optim import Average, build_optimizer, lr_at
 from graft.training.progress import Progress
@@ -132,7 +132,9 @@ class Run:
             split.to(self.device, train.workers)
         if self.place.world > 1 and self.device.type == "cuda" and not config.reads_text:
             student = synchronised(student)
-        if isinstance(task, Task):
+        if isinstance(task, TextTask):
+            room_for_answers(config, task, student)
+        else:
             try_out(config, task, student, self.micro_size)
         if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
