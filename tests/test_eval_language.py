@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 import eval_checkpoints
 import eval_icl
+import report
 from graft import config
 from graft.config import parts
 from graft.errors import UserError
@@ -427,3 +429,26 @@ def test_two_processes_ask_every_question_once(study, monkeypatch):
             a, b = (results.example_rows(study / run["examples"]) for run in (ours, theirs))
             assert a.equals(b)
     assert not list(study.glob("*/seed*/eval/*.jsonl"))
+
+
+def test_the_report_shows_questions_with_all_answers_beside_each_other(study, monkeypatch, tmp_path):
+    found = evaluate(study, monkeypatch)
+    run = found["conditions"]["distill"]["runs"][-1]
+    rows = results.example_rows(study / run["examples"])
+    copy = shutil.copytree(study, tmp_path / "words")
+    rows["correct"] = rows["correct_flexible"] = np.arange(len(rows)) < 3  # the others have none right
+    rows.loc[0, "text"] = evil = "<script>document.title = 'taken'</script>"
+    results.write_examples(copy / run["examples"], rows, rows.attrs["fingerprint"])
+    run["metrics"]["accuracy"] = results.share(rows["correct"])
+    results.write_json(copy / "results.json", found)
+    monkeypatch.setattr(sys, "argv", ["report", "--study", "words", "--base_dir", str(copy), "--split", run["split"]])
+    report.main()
+    page = (copy / "report.html").read_text()
+    assert evil not in page and "&lt;script&gt;document" in page
+    items = re.findall(r"<h3>Item (\d+): ([^<]+)</h3>", page)
+    assert [(int(i), gold) for i, gold in items][:3] == [(row.id, row.gold) for row in rows.iloc[:3].itertuples()]
+    assert page.count("seed 0:") == page.count("seed 1:") == len(items) * len(found["conditions"])
+    root = Path(rebuild.trained(copy / "baseline/seed0").config.task.args["root"])
+    questions = [json.loads(line)["question"] for line in (root / "test.jsonl").read_text().splitlines()]
+    for i, _ in items[:3]:
+        assert questions[int(i)] in page

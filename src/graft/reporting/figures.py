@@ -42,6 +42,11 @@ def style() -> Iterator[None]:
         yield
 
 
+def colours() -> list[str]:
+    """The ten colours of conditions, in order."""
+    return matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
+
+
 def axes(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, list[Axes]]:
     """A figure of that size in inches and its axes, row by row."""
     figure = Figure(figsize=(width, height))

@@ -1,5 +1,6 @@
 """The tables of a results.json, conditions and contrasts, by split: for people, for the paper and in full."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +79,31 @@ def _interval(row: Any, column: str, sign: str = "", prefix: str | None = None) 
     prefix = f"{column}_" if prefix is None else prefix
     low, high, cut = (getattr(row, f"{prefix}{name}") for name in ("low", "high", "cut"))
     scope = " (1 seed)" if getattr(row, f"{column}_scope", "") == "examples" else ""
-    ends = [f"{100 * end:{sign}.2f}{'*' * (name in cut)}" for name, end in (("low", low), ("high", high))]
-    between = "" if np.isnan(low) else f" [{', '.join(ends)}]"
+    between = "" if np.isnan(low) else f" {ends(low, high, sign, cut)}"
     return f"{100 * getattr(row, column):{sign}.2f}{between}{scope}"
+
+
+def ends(low: float, high: float, sign: str = "", cut: Sequence[str] | str = "") -> str:
+    """An interval of shares in percent or points; a star at an end that was cut off."""
+    both = [f"{100 * end:{sign}.2f}{'*' * (name in cut)}" for name, end in (("low", low), ("high", high))]
+    return f"[{', '.join(both)}]"
 
 
 def _comparison(row: Any) -> dict[str, str]:
     if np.isnan(row.difference):
         return dict.fromkeys(("difference, points", "p (Holm)", "detectable, points"), "")
     return {"difference, points": _interval(row, "difference", "+"),
-            "p (Holm)": "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}",
-            "detectable, points": _detectable(row.detectable)}
+            "p (Holm)": p_value(row.p_holm), "detectable, points": detectable(row.detectable)}
 
 
-def _detectable(value: float) -> str:
+def p_value(value: float) -> str:
+    """As people read it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def detectable(value: float | None) -> str:
     """In points; no difference is larger than 100 of them."""
-    return f"{100 * value:.2f}" if value <= 1 else "none"
+    return f"{100 * value:.2f}" if value is not None and value <= 1 else "none"
 
 
 def _condition(row: Any) -> dict[str, str]:
@@ -118,7 +128,7 @@ def _contrast(row: Any) -> dict[str, str]:
     return {"contrast": row.contrast, "split": row.split, **_comparison(row)}
 
 
-def _display(frame: pd.DataFrame) -> pd.DataFrame:
+def display(frame: pd.DataFrame) -> pd.DataFrame:
     """A table as text, in percent and percentage points."""
     cells = _contrast if "contrast" in frame else _condition
     found = pd.DataFrame([cells(row) for row in frame.itertuples()])
@@ -139,7 +149,7 @@ def shown(results: dict[str, Any], split: str = "") -> str:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A table for people."""
-    shown = _display(frame)
+    shown = display(frame)
     lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
     cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
@@ -147,7 +157,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 def to_latex(frame: pd.DataFrame) -> str:
     """A table for the paper (booktabs)."""
-    shown = _display(frame)
+    shown = display(frame)
     shown.columns = [name.replace("%", r"\%") for name in shown.columns]
     latex = shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
     return latex.replace("< ", "$<$ ")

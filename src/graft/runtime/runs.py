@@ -47,6 +47,12 @@ def ended(folder: Path) -> bool:
     return _json(folder / "status.json").get("state") == "done"
 
 
+def attempt(run_dir: Path) -> dict[str, Any]:
+    """What the last attempt at a run noted of code, versions and machine; empty if that cannot be read."""
+    found = _json(run_dir / "metadata.json").get("attempts")
+    return found[-1] if isinstance(found, list) and found and isinstance(found[-1], dict) else {}
+
+
 def _newest(run_dir: Path) -> dict[str, Any]:
     """What the newest checkpoint says of its run, or, where there is none any more, the last attempt; else empty."""
     steps = sorted(run_dir.glob("checkpoint-*"), key=lambda path: int(f"0{path.name[11:]}")

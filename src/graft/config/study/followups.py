@@ -1,4 +1,4 @@
-"""What follows a study's runs, as jobs: scores, table, robustness, forensics and figures."""
+"""What follows a study's runs, as jobs: scores, table, robustness, forensics, figures and report."""
 
 from collections.abc import Sequence
 
@@ -86,4 +86,10 @@ def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
     return found
 
 
-STEPS = {"scores": _scores, "table": _table, "robustness": _robustness, "forensics": _forensics, "figures": _figures}
+def _report(graph: Graph, *_: object) -> list[Job]:
+    needs = [step for step in ("scores", "robustness", "forensics") if step in graph.study.then]
+    return [_step(graph, "report", "report", ["--study", graph.study.file, "--base_dir", str(graph.at)], needs)]
+
+
+STEPS = {"scores": _scores, "table": _table, "robustness": _robustness, "forensics": _forensics, "figures": _figures,
+         "report": _report}

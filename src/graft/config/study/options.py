@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from graft.config.options import METHODS
 
 SCRIPTS = tuple(f"train_{name}" for name in (*METHODS, "ablation"))
-STEPS = ("scores", "table", "robustness", "forensics", "figures")
+STEPS = ("scores", "table", "robustness", "forensics", "figures", "report")
 FIGURES = ("accuracy", "ablation", "checkpoint", "teacher", "curves", "losses", "locality", "layer", "cka", "forensics",
            "hessian", "reliability", "confusion", "roc")
 ROLES = ("baseline", "cnn", "ssl")

@@ -1,0 +1,57 @@
+"""The claims that a study can decide, each with the interval that decides it: the report's cards."""
+
+from collections.abc import Callable
+from typing import Any
+
+from graft.reporting import tables
+from graft.reporting.comparisons import GAP
+
+LEVEL = 0.05
+
+
+def of_results(content: dict[str, Any], split: str, label: Callable[[str], str]) -> dict[str, list[dict[str, Any]]]:
+    """Is each condition more accurate than what it is compared with? One card a comparison on a split, by a title."""
+    def claim(a: str, b: str) -> str:
+        return f"{label(a)} is more accurate than {label(b)}"
+
+    found: dict[str, list[dict[str, Any]]] = {"Against the baseline": [], "Contrasts": [],
+                                              "Against the untrained model": []}
+    for key, title, other in (("vs_baseline", "Against the baseline", content.get("baseline", "")),
+                              ("vs_untrained", "Against the untrained model", GAP[0])):
+        for name, condition in content["conditions"].items():
+            if versus := condition.get(key, {}).get(split, {}).get("accuracy"):
+                found[title].append(_card(claim(name, other), versus, name))
+    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, one["a"]) for one in content.get("contrasts", [])
+                          if (one["split"], one["metric"]) == (split, "accuracy")]
+    return {title: cards for title, cards in found.items() if cards}
+
+
+def _card(claim: str, versus: dict[str, Any], about: str) -> dict[str, Any]:
+    """Decided where the interval excludes zero, its p, adjusted for the comparisons beside it, says so too, and there
+    are seeds enough to speak of a method."""
+    low, high = versus["ci95"]
+    beyond = low is not None and not low <= 0 <= high
+    note = ""
+    if versus["scope"] == "examples":
+        note = "one seed, or seeds without spread: the interval speaks of these checkpoints, not of the method"
+    elif beyond and versus["p_holm"] >= LEVEL:
+        note = "the interval alone excludes zero; adjusted for the comparisons beside it that is no decision"
+    said = "undecided" if note or not beyond else "supported" if low > 0 else "contradicted"
+    return {"claim": claim, "verdict": said, "about": about, "note": note,
+            "difference": f"{100 * versus['difference']:+.2f} points",
+            "interval": "none" if low is None else tables.ends(low, high, "+", versus.get("cut", ())),
+            "p": tables.p_value(versus["p_holm"]), "detectable": tables.detectable(versus["detectable"])}
+
+
+def of_forensics(content: dict[str, Any], label: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The original study's claims as `graft.probes.hypotheses` judged them: one card a claim, its legs in it."""
+    found = []
+    for claim in content.get("hypotheses", []):
+        legs = [{"claim": leg["claim"], "verdict": leg["verdict"], "difference": f"{leg['difference']:+.4g}",
+                 "of": f"{label(leg['more'])} − {label(leg['less'])}" if "more" in leg and "less" in leg else "",
+                 "interval": "none" if leg["ci95"][0] is None else "[{:+.4g}, {:+.4g}]".format(*leg["ci95"]),
+                 "detectable": f"{leg['detectable']:.4g}" if leg.get("detectable") is not None else ""}
+                for leg in claim["legs"]]
+        found.append({"claim": f"{claim['name'].replace('_', ' ')}: {claim['claim']}", "verdict": claim["verdict"],
+                      "statistic": claim["statistic"].replace("_", " "), "legs": legs, "reason": claim["reason"]})
+    return found
