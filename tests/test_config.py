@@ -250,6 +250,8 @@ def run_script(*args: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("args, code, says", [
+    (["--base_config", BASE, "--output_dir", ""], 2, "output_dir: expected the condition's folder, got ''"),
+    (["--base_config", BASE, "--output_dir", "x", "augment=[{name: flip, q: 1}]"], 2, "unknown key for augment flip"),
     (["--base_config", BASE, "--output_dir", "x", "optim.lr=-1"], 2, "command line: optim.lr: must be > 0, got -1"),
     (["--base_config", BASE, "--output_dir", "x", "--no_such"], 2, "--no_such: unknown option"),
     (["--base_config", BASE, "--output_dir", "x", "method=distill"], 2, "use train_distill.py"),

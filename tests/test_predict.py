@@ -118,6 +118,8 @@ def test_images_become_what_the_task_has(tmp_path):
 def test_what_is_wrong_is_named(monkeypatch, tmp_path, runs):
     with pytest.raises(UserError, match=r"nothing\.png: no such file"):
         predictions.find_images([tmp_path / "nothing.png"])
+    with pytest.raises(UserError, match="/dev/zero: expected an image file, got a pipe, a device or a folder"):
+        predictions.find_images([Path("/dev/zero")])
     with pytest.raises(UserError, match=r"no images \(\.bmp, "):
         predictions.find_images([tmp_path])
     (tmp_path / "text.png").write_text("no image")

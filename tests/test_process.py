@@ -261,6 +261,9 @@ def test_small_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"a\.json"):
         write_text(tmp_path / "a.json", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: expected the name of a file, got a device or a pipe"):
+        write_text(tmp_path / "pipe", "new")
 
 
 DAMAGE = [b"", b"{", b"[1]", b"5", b'{"x": 1}', b"\x80\x81", b"[" * 100000, b'{"attempts": 5, "state": 7}']

@@ -51,6 +51,8 @@ def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
     (GOOD + "splits: [train]", "splits: must be one of val | test, got 'train'"),
     (GOOD + "then: [score]", "then: must be one of scores |"),
     (GOOD + "study: A b", "study: must be "),
+    (GOOD + "roles: ${x}", "roles: expected a mapping, got '${x}'"),
+    (GOOD + "roles: {cnn: []}", "roles.cnn: expected text, got []"),
     ("base: configs/base/digts.yaml", "base: no such config file: configs/base/digts.yaml"),
     (GOOD.replace("other:", "'a;b':"), "conditions.a;b: must be "),
     (GOOD.replace("other:", "'$(x)':"), "conditions.$(x): must be "),

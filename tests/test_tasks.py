@@ -621,6 +621,9 @@ def test_imagefolder_takes_subfolders_and_counts_what_it_leaves_out(tmp_path):
     assert sum(len(task.splits[split]) for split in SPLITS) == 33
     assert task.notes == ("train/: 2 of 33 images lie in subfolders of their class",
                           "train/: left out 2 files (1 in no class folder): 1 .png, 1 .txt")
+    (ant / "zero.png").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"zero\.png: expected an image file, got a pipe, a device or a folder"):
+        imagefolder.build(root=str(tmp_path), size=8)
 
 
 def test_a_class_that_a_split_has_no_images_of_is_named(tmp_path):

@@ -234,7 +234,12 @@ def test_swa_is_the_mean_of_the_epochs_weights():
         torch.nn.init.constant_(model.weight, float(step))
         average.update(model, step)
         assert average.ready(step) == (step >= 6)
+        assert step > 6 or average.model.weight.item() == step, "until then it is the weights, never the initial ones"
     assert average.model.weight.item() == pytest.approx((6 + 9 + 12) / 3)
+    for start, length in (("4st", 5), ("200%", 12), ("0st", 2)):
+        cfg = config.load([BASE], ["train.average=swa", f"train.swa_start={start}"])
+        with pytest.raises(UserError, match=f"train.swa_start: {start}: .* of {length}; expected an earlier start"):
+            Average(model, cfg.train, 3, length)
 
 
 def test_bf16_trains(tmp_path, teacher):

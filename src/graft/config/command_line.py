@@ -38,6 +38,9 @@ def _parse(doc: str, method: str | None, argv: list[str]) -> Config:
     if method is not None and config.method != method:
         raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
                         f"say {config.method}; use train_{config.method}.py")
+    if not config.output_dir:
+        who = origin.get("output_dir", COMMAND_LINE)
+        raise UserError(f"{who}: output_dir: expected the condition's folder, got ''")
     if options.print_config:
         print(_with_origins(config, origin))
         sys.exit(0)

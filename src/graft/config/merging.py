@@ -10,6 +10,8 @@ from graft.config.reading import Word
 from graft.config.schema import Field, shown
 from graft.errors import UserError
 
+_KINDS = {"tasks": "task", "students": "student", "teachers": "teacher", "losses": "loss", "augment": "augment"}
+
 
 class Merge:
     """Lays sources over each other, checks each value where it enters and remembers who set it."""
@@ -91,8 +93,8 @@ class Merge:
             if key == "name":
                 continue
             if key not in known:
-                raise UserError(f"{source}: {path}.{key}: unknown key for {kind[:-1] if kind != 'losses' else 'loss'} "
-                                f"{name}{schema.nearest(str(key), list(known))}")
+                raise UserError(f"{source}: {path}.{key}: unknown key for {_KINDS[kind]} {name}"
+                                f"{schema.nearest(str(key), list(known))}")
             self._set(source, f"{path}.{key}", value, known[key], merged, key)
         return merged
 

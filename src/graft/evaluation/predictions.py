@@ -13,7 +13,7 @@ from graft.evaluation import rebuild
 from graft.probes.saliency import feature_maps, grad_cam
 from graft.reporting import figures
 from graft.runtime.files import SEED, parsed
-from graft.tasks._images import SUFFIXES, image_files, read_square, shown
+from graft.tasks._images import SUFFIXES, image_files, read_square, refuse_endless, shown
 from graft.tasks._task import Task
 
 BATCH = 256
@@ -45,6 +45,8 @@ def find_images(paths: list[Path]) -> list[Path]:
         inside, _ = image_files(path)
         if path.is_dir() and not inside:
             raise UserError(f"{path}: no images ({', '.join(sorted(SUFFIXES))})")
+        if not path.is_dir():
+            refuse_endless(path)
         found += inside if path.is_dir() else [path]
     return list(dict.fromkeys(found))
 

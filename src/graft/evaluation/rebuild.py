@@ -78,6 +78,8 @@ class Tasks:
 
     def __call__(self, cfg: Config) -> Task | TextTask:
         """The run's data set, built the first time it is asked for."""
+        if self.root and "root" not in cfg.task.args:
+            raise UserError(f"--task_root: task {cfg.task.name} of {cfg.run_dir} reads no folder; leave it out")
         part = replace(cfg.task, args={**cfg.task.args, "root": self.root}) if self.root else cfg.task
         key = json.dumps([part.name, part.args], sort_keys=True)
         if key not in self.built:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError
-from graft.reporting.shapes import FORENSICS, RESULTS, ROBUSTNESS, Count, Optional, Share
+from graft.reporting.shapes import FORENSICS, MEAN, RESULTS, ROBUSTNESS, Count, Optional, Share
 
 SCHEMA_VERSION = 1
 LARGEST = 2**63  # no count is beyond it, and a float holds it
@@ -100,6 +100,8 @@ def _keys(value: dict[str, Any], shape: dict[str, Any], path: str, key: str) -> 
             raise UserError(f"{path}: {f'{key}.{name}'.lstrip('.')}: missing")
     for name in [name for name in value if "*" in shape and name not in own]:
         check(value[name], shape["*"], path, f"{key}.{name}".lstrip("."))
+    if shape is MEAN and None not in value["ci95"] and sorted(found := [*value["ci95"], value["mean"]])[1] != found[2]:
+        raise UserError(f"{path}: {key}.ci95: expected an interval around the mean {found[2]}, got {found[:2]}")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from graft.errors import UserError
+
 SEED = re.compile(r"seed\d+")
 
 
@@ -24,8 +26,11 @@ def sync(path: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """Where to write a file so that a reader sees the old content or the new, never a part, also after a power cut.
 
-    An OSError, such as that of a full disk, leaves nothing behind, and names `path`.
+    An OSError, such as that of a full disk, leaves nothing behind, and names `path`. Raises UserError for a device or
+    a pipe, in whose place a file would be put.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: expected the name of a file, got a device or a pipe")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

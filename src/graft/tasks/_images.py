@@ -69,10 +69,17 @@ def read_square(file: bytes | Path, channels: int, size: int, where: str) -> np.
     return pixels(square(image, size))
 
 
+def refuse_endless(file: Path) -> None:
+    """Raise UserError for what is there and no regular file: reading it may never end."""
+    if file.exists() and not file.is_file():
+        raise UserError(f"{shown(file)}: expected an image file, got a pipe, a device or a folder")
+
+
 def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Image files (by their suffix) in `folder` and in the folders below it, sorted, and the other files there.
 
-    What is hidden (`.name`) is neither; links are followed, once.
+    What is hidden (`.name`) is neither; links are followed, once. Raises UserError for an image that is a pipe or a
+    device: reading it would never end.
     """
     files, seen = [], {os.path.realpath(folder)}
     for here, folders, names in os.walk(folder, followlinks=True):
@@ -80,6 +87,8 @@ def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
                       and (real := os.path.realpath(os.path.join(here, name))) not in seen and not seen.add(real)]
         files += [Path(here, name) for name in names if not name.startswith(".")]
     images = {file for file in files if file.suffix.lower() in SUFFIXES}
+    for file in images:
+        refuse_endless(file)
     return sorted(images), sorted({*files} - images)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from graft.config.options import Optim, Train
 from graft.config.schema import to_steps
+from graft.errors import UserError
 
 
 def parameter_groups(modules: Iterable[nn.Module], optim: Optim) -> list[dict]:
@@ -75,25 +76,33 @@ class Average:
     `ema`: w̄ ← d·w̄ + (1-d)·w after every step with d = min(decay, (1+t)/(10+t)), so that the random
     initialisation is forgotten early. `swa`: the equal average of the weights at the end of every epoch
     from `swa_start` on (Izmailov et al. 2018, arXiv:1803.05407). BatchNorm statistics do not average:
-    `recompute_batchnorm` measures them for the averaged weights before these are scored.
+    `recompute_batchnorm` measures them for the averaged weights before these are scored. Raises UserError for a run
+    that ends before anything is averaged: what is exported would be the initial weights.
     """
 
     def __init__(self, model: nn.Module, train: Train, steps_per_epoch: int, total_steps: int):
         self.kind, self.decay = train.average, train.ema_decay
         self.start = to_steps(train.swa_start, steps_per_epoch, total_steps) if self.kind == "swa" else 0
         self.every = steps_per_epoch if self.kind == "swa" else 1
+        self.first = max(self.every, -(-self.start // self.every) * self.every)
+        if self.first > total_steps:
+            raise UserError(f"train.swa_start: {train.swa_start}: the first weights would be averaged at the end of an "
+                            f"epoch, at step {self.first} of {total_steps}; expected an earlier start or a longer run")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def ready(self, step: int) -> bool:
         """Whether `step` steps were enough for the average to mean something."""
-        return step >= max(1, -(-self.start // self.every) * self.every)
+        return step >= self.first
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step number `step` (from 1)."""
-        if not self.ready(step) or step % self.every:
-            return
         ours, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        if not self.ready(step):  # early stopping may end here: what is exported is then not the initial weights
+            torch._foreach_copy_([*ours, *self.model.buffers()], [*theirs, *model.buffers()])
+            return
+        if step % self.every:
+            return
         if self.kind == "swa":
             taken = step // self.every - -(-max(self.start, 1) // self.every)
             torch._foreach_lerp_(ours, theirs, 1 / (taken + 1))

@@ -19,7 +19,7 @@ selects among the other's. What runs follow from this, with which command lines,
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from graft.config import schema
 from graft.config.merging import checked
@@ -127,8 +127,10 @@ class _Reader:
                 if key == "args" and isinstance(value, list):
                     value = [str(word) for word in value]
                 found[key] = checked(self.file, path, value, rules[key])
-                if isinstance(value, dict) and (bad := next((v for v in value.values() if not isinstance(v, str)), 0)):
-                    raise self.fail(path, f"expected text, got {bad!r}")
+                if get_origin(rules[key].type) is dict:
+                    for name, text in self.mapping(path, value).items():
+                        if not isinstance(text, str):
+                            raise self.fail(f"{path}.{name}", f"expected text, got {text!r}")
         return found
 
     def base(self, key: str, value: Any) -> Any:
