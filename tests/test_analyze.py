@@ -138,7 +138,8 @@ def test_what_is_missing_is_named(study, tmp_path, monkeypatch, capsys):
         call(analyze.main, monkeypatch, "--run", study / "baseline/seed0", "--output", "a.json", "--images", 0)
     for words, match in ((["--hessian_images", -6, "--metrics", "hessian"], "--hessian_images: .* at least 1, got -6"),
                          (["--device", "nope"], "--device: nope: not here"),
-                         (["--device", "cuda:99"], "--device: cuda:99: not here")):
+                         (["--device", "cuda:99"], "--device: cuda:99: not here"),
+                         (["--device", "meta"], "--device: meta: not here")):
         with pytest.raises(UserError, match=match) as caught:
             call(analyze.main, monkeypatch, "--run", study / "baseline/seed0", "--output", "a.json", *words)
         assert "\n" not in str(caught.value)

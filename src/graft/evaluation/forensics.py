@@ -145,7 +145,7 @@ def device(name: str) -> torch.device:
     """The device of that name; "" for the GPU, or the CPU without one. Raises UserError if it is not here."""
     try:
         found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).cpu()  # no numbers come back from `meta`
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device: {name}: not here ({str(error).splitlines()[0][:120]})") from None
     return found
