@@ -16,6 +16,7 @@ import torch
 
 import eval_checkpoints
 import eval_icl
+import export
 import report
 from graft import config
 from graft.config import parts
@@ -452,3 +453,14 @@ def test_the_report_shows_questions_with_all_answers_beside_each_other(study, mo
     questions = [json.loads(line)["question"] for line in (root / "test.jsonl").read_text().splitlines()]
     for i, _ in items[:3]:
         assert questions[int(i)] in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition, kind, file", [("baseline", "hf", "adapter_model.safetensors"),
+                                                   ("baseline", "merged", "model.safetensors")])
+def test_a_language_student_is_exported_with_its_tokenizer(study, monkeypatch, tmp_path, capsys, condition, kind, file):
+    run = study / condition / "seed0"
+    monkeypatch.setattr(sys, "argv", ["export", str(run), "--to", kind, "--out", str(tmp_path / "out")])
+    export.main()  # which compares logits in a process without graft
+    assert "in a process without graft" in capsys.readouterr().out
+    assert {file, "tokenizer.json", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
