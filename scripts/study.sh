@@ -7,7 +7,7 @@
 #   bash scripts/study.sh mine.yaml --only baseline kl    a file of your own (configs/study/example_*.yaml)
 #     --seeds 0 1           these instead of the study's
 #     --set optim.lr=1e-4   over every run that has such a key; with --name mine_lr into a folder of its own
-#     --smoke               four steps a run, fit for a CPU, in experiments/<study>-smoke
+#     --smoke               four steps a run, one seed, fit for a CPU, in experiments/<study>-smoke
 #     --list                what would run: state, command line, time where it is known
 #     --dry_run             every run through its script's own --dry_run
 #     --then                only what follows the runs, such as the scores

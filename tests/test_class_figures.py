@@ -154,6 +154,9 @@ def test_a_bad_teacher_closes_no_gap(tmp_path):
     content["conditions"]["cnn_teacher"]["summary"]["test"]["accuracy"]["mean"] = 0.5
     row = gains.gains(content, "test").iloc[0]
     assert row["ratio"] > 1 and np.isnan(row["gap_closed"])
+    content["conditions"]["cnn_teacher"]["summary"]["test"]["accuracy"]["mean"] = 0.0  # as of a smoke run's few images
+    row = gains.gains(content, "test").iloc[0]
+    assert np.isnan(row["ratio"]) and np.isnan(row["gap_closed"]) and row["teacher_accuracy"] == 0
 
 
 def test_a_damaged_robustness_file_is_named(robustness, tmp_path):

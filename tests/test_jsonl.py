@@ -122,7 +122,7 @@ def test_bad_rows_are_named_with_file_and_row(build, tmp_path):
                      ('{"q": "a", "a": "b', "not JSON"),
                      ('{"q": 1e999, "a": "b"}', "q: expected text"), ('{"q": true, "a": "b"}', "q: expected text"),
                      ('{"q": "c", "a": ' + "9" * 5000 + "}", "not JSON"),
-                     ('{"q": "c"}', "has no a; expected it besides q"),
+                     ('{"q": "c"}', "has no column 'a'; one of: q"),
                      ({"q": "<|im_end|>", "a": "b"}, "holds '<|im_end|>', which"),
                      ({"q": "c", "a": "b<|endoftext|>"}, "as a control token")]:
         train = write(tmp_path / "bad.jsonl", [good, "", bad])
@@ -130,7 +130,7 @@ def test_bad_rows_are_named_with_file_and_row(build, tmp_path):
         assert message.startswith(f"{train}:3: ") and why in message, (str(bad)[:60], message[:300])
     train = write(tmp_path / "bad.parquet", [good, {"q": "c", "a": ""}])
     assert f"{train}: row 2: a: expected text" in refused(build, train=train)
-    assert "has no kind; expected it besides q, a" in refused(build, train=train, group="kind")
+    assert "has no column 'kind'; one of: a, q" in refused(build, train=train, group="kind")
     many = write(tmp_path / "many.jsonl", [{"q": "c", "a": int("9" * 400)}, {"q": "d", "a": "9" * 6000}])
     task = build(train=many, test=write(tmp_path / "t.jsonl", [good]), max_length=10_000, val_fraction=0)
     assert [len(item.gold) for item in task.splits["train"].items] == [400, 6000]

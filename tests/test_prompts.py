@@ -248,8 +248,9 @@ def error(*args, **kwargs) -> str:
 
 def test_bad_tokenizers_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "no tokenizer there" in error(str(tmp_path / "nowhere"))
-    assert "no tokenizer there" in error("")
+    assert error(str(tmp_path / "nowhere")).startswith(f"task.tokenizer: {tmp_path}/nowhere: no such folder; expected")
+    assert error("").startswith("task.tokenizer: empty: no such folder; expected")
+    assert "no tokenizer there" in error("nobody/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     assert "has no tokenizer.json" in error(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text('{"version": ')

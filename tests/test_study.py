@@ -81,6 +81,13 @@ def test_bad_studies_are_one_line_with_file_and_key(tmp_path, text, said):
     assert "extends: demoo" in text or str(error.value).startswith(f"{tmp_path}/mine.yaml: ")
 
 
+def test_a_study_has_its_files_name_unless_it_says_another(tmp_path):
+    for name in ("vögel", "My_Birds", "two words"):
+        with pytest.raises(UserError, match=rf"/{name}\.yaml: a study has its file's name, and '{name}' is not a"):
+            study.load(written(tmp_path, GOOD, name))
+        assert study.load(written(tmp_path, GOOD + "study: mine", name)).study == "mine"
+
+
 @pytest.mark.parametrize("text, said", [
     (GOOD.replace("other: {", "other: {script: train_baseline, "), "other.script: train_baseline is for"),
     (GOOD.replace("other: {", "other: {set: [optim.lrr=1], "), "optim.lrr: unknown key; did you mean lr?"),
@@ -173,6 +180,8 @@ def test_smoke_runs_are_short_and_in_a_folder_of_their_own():
     graph = Graph(study.load("cifar10"), Asked(smoke=True, set=("train.compile=default",), environment=HUB))
     assert {job.folder.parts[1] for job in graph.jobs.values()} == {"cifar10-smoke"}
     assert {job.config.seed for job in graph.jobs.values()} == {0}
+    asked = Graph(study.load("demo"), Asked(smoke=True, seeds=(1, 2)))
+    assert {job.config.seed for name, job in asked.jobs.items() if "teacher" not in name} == {1, 2}, "as asked for"
     assert all(job.config.train.duration == "4st" and job.config.train.compile == "default"
                for job in graph.jobs.values())
     assert graph.jobs["ssl_cka/seed0"].config.teacher.args["path"] == "experiments/cifar10-smoke/ssl_teacher/seed0"

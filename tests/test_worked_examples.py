@@ -99,7 +99,8 @@ def test_worked_examples_come_from_the_items_group(prompt):
             for question, answer in choose(task, "train", i, context):
                 assert int(question[1:]) % 2 == int(answer[1:]) % 2 == item.id % 2
     assert all(int(question[1:]) % 2 for question, _ in choose(task, "test", 0, Context(shots=10)))
-    assert "has 9 other training items" in one_line(choose, task, "train", 0, Context(shots=10))
+    assert "has 9 other training items in its group 'even'; expected as many: fewer shots, or larger" in one_line(
+        choose, task, "train", 0, Context(shots=10))
     assert "has 0 other training items" in one_line(choose, task, "test", 1, Context(shots=1))
 
 

@@ -6,7 +6,6 @@ Data are read by the task itself, models of timm are made and those of transform
 jobs to come name; what the study makes itself is left out. Exit code 2 if something is missing.
 """
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ Check = Callable[[], object]
 
 def checks(graph: Graph) -> Iterator[tuple[str, Check]]:
     """What to check, each with a key that says what is the same."""
-    if "vllm" in os.environ.get("EVAL_ARGS", "").split():
+    if "vllm" in os.environ.get("EVAL_ARGS", "").replace("=", " ").split():
         yield "vllm", _vllm
     for job in graph.jobs.values():
         if job.config is not None and runs.state(job).name in ("new", "begun"):
@@ -51,9 +50,10 @@ def _of_run(cfg: Config, made: str) -> Iterator[tuple[str, Check]]:
 
 
 def _vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("EVAL_ARGS: --engine vllm: the package vllm is not installed; it needs an environment of its "
-                        "own, see GRAFT_PYTHON in README.md")
+    from graft.evaluation.engines import vllm_python
+
+    if vllm_python() is None:
+        raise UserError("EVAL_ARGS: --engine vllm: vllm is not installed; bash scripts/setup_vllm.sh")
 
 
 def _language_model(key: str, model: str, revision: str) -> None:

@@ -17,20 +17,28 @@ from graft.evaluation.generation import Source, is_adapter
 VLLM_PYTHON = Path(__file__).parents[3] / ".venv-vllm/bin/python"  # scripts/setup_vllm.sh makes it
 
 
-def enter_environment(name: str) -> None:
-    """Run this very command again with the Python that has vLLM, where engine `name` wants it and this one has not.
+def vllm_python() -> Path | None:
+    """The Python that has vLLM: $GRAFT_VLLM_PYTHON, else this one, else the one of .venv-vllm; None without any.
 
-    That is $GRAFT_VLLM_PYTHON, or the one of .venv-vllm. The process stays the same one. Raises UserError if the
-    variable names no file.
+    Raises UserError if the variable names no file.
     """
     named = os.environ.get("GRAFT_VLLM_PYTHON", "")
-    if name != "vllm" or (not named and importlib.util.find_spec("vllm")):
-        return
+    if not named and importlib.util.find_spec("vllm"):
+        return Path(sys.executable)
     python = Path(named or VLLM_PYTHON).absolute()
     if named and not python.is_file():
         raise UserError(f"GRAFT_VLLM_PYTHON: expected a Python that has vLLM, got {named}: no such file")
-    if not python.is_file() or python == Path(sys.executable):
-        return  # the engine will say that there is no vLLM
+    return python if python.is_file() else None
+
+
+def enter_environment(name: str) -> None:
+    """Run this very command again with the Python that has vLLM, where engine `name` wants it and this one has not.
+
+    The process stays the same one. Raises UserError as `vllm_python` does.
+    """
+    python = vllm_python() if name == "vllm" else None
+    if python is None or python == Path(sys.executable):
+        return  # there is none, as the engine will say, or it is this one
     print(f"--engine vllm: going on in its own environment, {python}", file=sys.stderr, flush=True)
     os.environ["PATH"] = f"{python.parent}:{os.environ.get('PATH', '')}"  # vLLM calls programs that lie beside it
     os.execv(python, [str(python), *sys.orig_argv[1:]])

@@ -20,7 +20,8 @@ def teacher_of(condition: dict[str, Any]) -> str:
 def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
     """One row a condition with a scored teacher: accuracies, gain with its interval, both efficiencies; fractions.
 
-    `ratio` = student / teacher, which the original calls transfer efficiency and which rewards bad teachers;
+    `ratio` = student / teacher, which the original calls transfer efficiency and which rewards bad teachers, NaN for
+    one that is never right;
     `gap_closed` = (student - baseline) / (teacher - baseline), NaN unless the teacher is better than the baseline.
     """
     conditions, baseline = content["conditions"], content.get("baseline", "")
@@ -36,6 +37,6 @@ def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
         rows.append({"condition": name, "teacher": teacher, "split": split, "seeds": versus["seeds"][0],
                      "teacher_accuracy": mean[teacher], "baseline_accuracy": mean[baseline],
                      "gain": versus["difference"], "low": versus["ci95"][0], "high": versus["ci95"][1],
-                     "ratio": mean[name] / mean[teacher],
+                     "ratio": mean[name] / mean[teacher] if mean[teacher] else float("nan"),
                      "gap_closed": versus["difference"] / gap if gap > 0 else float("nan")})
     return pd.DataFrame(rows)

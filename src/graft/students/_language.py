@@ -17,6 +17,7 @@ from graft.errors import UserError
 from graft.runtime import checkpoint, digests
 from graft.runtime.identity import of_checkpoint
 from graft.tasks import _gguf, _prompts
+from graft.tasks._files import require_model
 from graft.tasks._text import TextTask
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,11 +28,12 @@ def folder_of(model: str, key: str = "student.model") -> str:
     """Where transformers finds `model`: the last checkpoint of a finished run of this project, the folder that was
     made of a GGUF file, else what was given.
 
-    `key` is the configuration key that errors name. Raises UserError if the run is not finished, or for an adapter,
-    which is not a model.
+    `key` is the configuration key that errors name. Raises UserError if there is no such folder and it is no name of
+    the hub's, if the run is not finished, or for an adapter, which is not a model.
     """
     if model.endswith(_gguf.SUFFIX):
         return str(_gguf.folder_of(model, key))
+    require_model(key, model)
     folder = Path(model)
     if checkpoint.is_run(folder):
         folder, _ = checkpoint.final(folder)

@@ -47,8 +47,10 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
     pool, own = train.groups.get(item.group, []), train.first.get(task.splits[split].contents[i])
     others = len(pool) - (own is not None)
     if others < context.shots:
+        group = f" in its group {item.group!r}" if item.group else ""
         raise UserError(f"teacher.shots, --shots: {context.shots} worked examples for item {item.id} of {task.name}, "
-                        f"which has {others} other training items of its kind")
+                        f"which has {others} other training items{group}; expected as many: fewer shots, or "
+                        f"{'larger groups' if group else 'more items'}")
     # One more than needed, so that the item itself can be left out wherever it turns up.
     picked = [j for j in draw.sample(pool, context.shots + (own is not None)) if j != own][:context.shots]
     examples, outside = [train.items[j] for j in picked], _Outside(train.items, pool, {*picked, own}, context, draw)

@@ -40,6 +40,21 @@ def parquet_files(folder: Path, stem: str) -> list[Path]:
     return [whole] if whole.is_file() else []
 
 
+def require_model(key: str, model: str) -> None:
+    """Raise UserError unless `model` is a folder or can be the name of a model on the hub.
+
+    The hub says of a folder that is not there that it is no good name of a repository.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not model or not Path(model).is_dir():
+        try:
+            validate_repo_id(model)
+        except HFValidationError:
+            raise UserError(f"{key}: {model or 'empty'}: no such folder; expected one, or a model of the hub as "
+                            "OWNER/NAME") from None
+
+
 def from_hub(name: str, hub: str, revision: str) -> Path:
     """The local copy of the parquet files of repository `hub` at one commit, downloaded if it is not there yet.
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from graft.errors import UserError
 from graft.tasks import _gguf
+from graft.tasks._files import require_model
 
 Shot = tuple[str, str]  # a worked example: question, answer
 # Variables of the chat template, given at its top level: nested in `chat_template_kwargs` a tokenizer ignores them.
@@ -39,7 +40,8 @@ def load(tokenizer: str, revision: str = "", layout: str = "auto") -> "Prompt":
     """
     if tokenizer.endswith(_gguf.SUFFIX):
         tokenizer = str(_gguf.folder_of(tokenizer, "task.tokenizer"))
-    if tokenizer and Path(tokenizer).is_dir() and not list(Path(tokenizer).glob("tokenizer*")):
+    require_model("task.tokenizer", tokenizer)
+    if Path(tokenizer).is_dir() and not list(Path(tokenizer).glob("tokenizer*")):
         adapter = (Path(tokenizer) / "adapter_config.json").is_file()
         raise UserError(f"task.tokenizer: {tokenizer}: " + (
             "is an adapter, no model; name the model it belongs to" if adapter else "has no tokenizer.json"))

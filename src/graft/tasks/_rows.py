@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graft.config.schema import nearest
 from graft.errors import UserError
 from graft.tasks import _prompts
 from graft.tasks._files import data_root, from_hub, parquet_files
@@ -121,7 +122,7 @@ def text(row: Row, key: str, numbers: bool = False) -> str:
     With `numbers` an integer is text, too. Raises ValueError if there is none.
     """
     if key not in row:
-        raise ValueError(f"has no {key}; expected it besides {', '.join(row) or 'nothing'}")
+        raise ValueError(f"has no column {key!r}{nearest(key, [*row]) if row else ': the row is empty'}")
     value = row[key]
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

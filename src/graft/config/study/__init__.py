@@ -54,7 +54,11 @@ def load(name: str) -> Study:
 
 def _extended(path: Path) -> dict[str, Any]:
     """The file's keys over those of the study that it extends."""
-    data = {"study": path.stem, **read(path)}
+    data = read(path)
+    if "study" not in data and not schema.NAME.fullmatch(path.stem):
+        raise UserError(f"{path}: a study has its file's name, and {path.stem!r} is not {schema.NAME_RULE}; rename the "
+                        "file, or write `study: NAME` into it")
+    data = {"study": path.stem, **data}
     if "extends" not in data:
         return data
     parent = find(str(data.pop("extends")))

@@ -129,8 +129,8 @@ class Graph:
         for name, condition in self.study.conditions.items():
             filled = self._filled(name, condition)
             if filled is not None:
-                seeds = list(self.asked.seeds or condition.seeds or self.study.seeds)
-                runs += [(seed, name, condition, filled) for seed in seeds[:1 if self.asked.smoke else None]]
+                seeds = self.asked.seeds or (condition.seeds or self.study.seeds)[:1 if self.asked.smoke else None]
+                runs += [(seed, name, condition, filled) for seed in seeds]
         order = list(dict.fromkeys(seed for seed, *_ in runs))
         runs.sort(key=lambda run: order.index(run[0]))
         jobs = [self._run(name, condition, self.layers.sources(self.base, condition.configs), seed, words)

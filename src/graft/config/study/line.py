@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="over every run that has such a key")
     parser.add_argument("--name", default="", help="another folder below experiments/")
-    parser.add_argument("--smoke", action="store_true", help="four steps a run, in experiments/<study>-smoke")
+    parser.add_argument("--smoke", action="store_true", help="four steps a run, one seed, in experiments/<study>-smoke")
     parser.add_argument("--list", action="store_true", help="what would run, with state and command line")
     parser.add_argument("--dry_run", action="store_true", help="check every run by its script's own --dry_run")
     parser.add_argument("--then", action="store_true", help="only what follows the runs")
