@@ -3,8 +3,10 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +137,17 @@ def test_streamed_batches_come_in_the_order_given(workers):
     with pytest.raises(UserError, match=r"^toy train image 13 \(13.png\): cannot be decoded$"):
         list(split.batches([torch.tensor([1]), torch.tensor([12, 13])]))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_workers_outlive_the_signals_that_a_scheduler_sends_to_all_processes(number):
+    split = StreamedSplit(decode_index, torch.arange(20)).to("cpu", workers=1)
+    batches = split.batches(ORDER * 8)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 8 * len(ORDER) - 1 and not multiprocessing.active_children()
 
 
 def test_resident_batches_are_the_rows_asked_for():

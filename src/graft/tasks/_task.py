@@ -1,6 +1,7 @@
 """What a task is: images and labels in three splits, and what is known about them."""
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ class StreamedSplit(_Images):
         # Its own generator: by default a loader draws from the global one at every pass. And workers of its
         # own: a pass may start while another one over the same split is under way.
         loader = DataLoader(_Decoded(self.decode), batch_sampler=[index_B.tolist() for index_B in order],
-                            collate_fn=_as_is, num_workers=self.workers, pin_memory=cuda, generator=torch.Generator())
+                            collate_fn=_as_is, num_workers=self.workers, pin_memory=cuda, generator=torch.Generator(),
+                            worker_init_fn=_outlive_signals)
         for index_B, images in zip(order, loader, strict=True):
             if isinstance(images, UserError):
                 raise images
@@ -102,6 +104,15 @@ class _Decoded:
             return torch.from_numpy(np.stack([self.decode(i) for i in indices]))
         except UserError as error:
             return error
+
+
+def _outlive_signals(worker: int) -> None:
+    """A scheduler signals every process of a job; the run still needs its batches to reach the step's edge and save.
+
+    Workers end with the run: it tells them to, and they look whether it is still there.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: Tensor | UserError) -> Tensor | UserError:
