@@ -77,7 +77,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def environment(project: Path, **more: str) -> dict[str, str]:
-    theirs = ("GPUS", "GPUS_PER_JOB", "SLOTS", "EVAL_ARGS", "ACCELERATE", "DINOV2_CHECKPOINT", "OMP_NUM_THREADS")
+    theirs = ("CUDA_VISIBLE_DEVICES", "GPUS", "GPUS_PER_JOB", "SLOTS", "QUEUE", "EVAL_ARGS", "ACCELERATE",
+              "DINOV2_CHECKPOINT", "OMP_NUM_THREADS")
     kept = {key: value for key, value in os.environ.items() if key not in theirs}
     return {**kept, "GRAFT_PYTHON": str(project / "bin/python"), "STARTED": str(project / "started"), "SLOTS": "2",
             "PATH": f"{project / 'bin'}:{os.environ['PATH']}", **more}
@@ -187,3 +188,60 @@ def test_progress_reads_a_run(tmp_path):
             (tmp_path / name).write_text(damage)
             assert runs.look(tmp_path) == (0.0, None)
         (tmp_path / name).write_text(content)
+
+
+# --------------------------------------------------------------------------------------------- devices
+
+TWO = "GPU 0: A (UUID: GPU-aa-1)\nGPU 1: A (UUID: GPU-bb-2)\n"
+MIG = TWO.replace("\n", "\n  MIG 1g.5gb  Device  0: (UUID: MIG-cc-3)\n  MIG 1g.5gb  Device  1: (UUID: MIG-dd-4)\n", 1)
+IDLE = "0, GPU-aa-1, 3\n1, GPU-bb-2, 3\n"
+
+
+def engine(project: Path, commands: str, listed: str, memory: str, apps: str = "", **more: str):
+    """What bash says to `commands` once it has read the engine, on a machine whose nvidia-smi shows that."""
+    for name, text in {"list": listed, "memory": memory, "apps": apps}.items():
+        (project / name).write_text(text)
+    (project / "bin/nvidia-smi").write_text(
+        f'#!/bin/sh\ncase "$1" in -L) cat {project}/list ;; *compute*) cat {project}/apps ;; *) cat {project}/memory ;;'
+        " esac\n")
+    known = environment(project)
+    return subprocess.run(["bash", "-c", f"source scripts/lib/engine.sh; {commands}"], cwd=project, text=True,
+                          capture_output=True, timeout=60, env={**known, "TMPDIR": str(project), **more})
+
+
+@pytest.mark.parametrize("listed, memory, apps, more, ours, free", [
+    (TWO, IDLE, "", {}, 2, "GPU-aa-1 GPU-bb-2"),
+    (TWO, IDLE, "GPU-aa-1\n", {}, 2, "GPU-bb-2"),
+    (TWO, "0, GPU-aa-1, 3\n1, GPU-bb-2, 9000\n", "", {}, 2, "GPU-aa-1"),
+    (TWO, "0, GPU-aa-1, [N/A]\n1, GPU-bb-2, [Not Supported]\n", "GPU-bb-2\n", {}, 2, "GPU-aa-1"),
+    (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": "1"}, 1, "GPU-bb-2"),
+    (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": "GPU-bb"}, 1, "GPU-bb-2"),
+    (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": "0,1", "GPUS": "1"}, 1, "GPU-bb-2"),
+    (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": ""}, 0, ""),
+    (MIG, IDLE, "", {}, 3, "MIG-cc-3 MIG-dd-4 GPU-bb-2"),
+    (MIG, IDLE, "MIG-cc-3\n", {"GPUS": "0"}, 2, "MIG-dd-4"),
+    (MIG, IDLE, "", {"CUDA_VISIBLE_DEVICES": "MIG-dd-4"}, 1, "MIG-dd-4"),
+])
+def test_gpus_that_are_ours_and_free(project, listed, memory, apps, more, ours, free):
+    done = engine(project, 'echo "$GRAFT_GPUS" $(free_gpus)', listed, memory, apps, **more)
+    assert done.stdout.split() == [str(ours), *free.split()] and not done.stderr
+
+
+def test_gpus_that_are_not_granted_are_one_line(project):
+    done = engine(project, "true", TWO, IDLE, GPUS="1", CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "error: GPUS: '1': no such GPU here among those of CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_job_waits_for_a_gpu_with_one_line_and_locks_it_for_its_user(project):
+    # Free at the fourth look.
+    (project / "bin/sleep").write_text(f"#!/bin/sh\necho >>{project}/slept\n"
+                                       f"[ $(wc -l <{project}/slept) -lt 3 ] || : >{project}/apps\n")
+    (project / "bin/sleep").chmod(0o755)
+    show = """bash -c 'echo $CUDA_VISIBLE_DEVICES; ls "$TMPDIR"/*.lock'"""
+    done = engine(project, f"_in_background {project}/log.txt 2 1 {show}", TWO, IDLE, "GPU-aa-1\n")
+    assert done.stderr.splitlines() == [f"{project}: waiting for 2 of 2 GPUs to be free"]
+    assert (project / "log.txt").read_text().split() == ["GPU-aa-1,GPU-bb-2", *(
+        f"{project}/graft-{os.getuid()}-{gpu}.lock" for gpu in ("GPU-aa-1", "GPU-bb-2"))]
+    done = engine(project, f"_in_background {project}/none.txt 0 1 {show.replace('ls ', ': ')}", TWO, IDLE)
+    assert (project / "none.txt").read_text() == "\n", "what wants no GPU sees none"

@@ -5,7 +5,7 @@
 #   run_jobs           start what is not done, wait for all of it, name what was skipped
 #   end_of_jobs        what failed; its exit code is the study's
 #
-# Devices: GPUS="0 1" picks GPUs, otherwise all that are free are used; GPUS_PER_JOB=2 gives
+# Devices: GPUS="0 1" picks GPUs, otherwise all that are free of those in CUDA_VISIBLE_DEVICES; GPUS_PER_JOB=2 gives
 # every training run two (their port is chosen by the launcher), GPUS_PER_WORK and GPUS_PER_EVAL other programs;
 # ACCELERATE=fsdp takes configs/accelerate/fsdp.yaml instead of DDP. SLOTS=2 runs that many jobs at once on the CPU
 # where there is no GPU (default: 2, or 1 on a single core).
@@ -22,22 +22,60 @@ export PYTHONPATH="$ROOT/src:$ROOT/scripts${PYTHONPATH:+:$PYTHONPATH}"
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
 export CUDA_DEVICE_ORDER=PCI_BUS_ID
 
-# GPUs with no process on them and almost no memory in use, by UUID: an index means another GPU to CUDA than to
-# nvidia-smi once CUDA_VISIBLE_DEVICES or MIG is set.
+# Of the devices that are here those that may be used, by UUID: an index means another GPU to CUDA than to nvidia-smi
+# once CUDA_VISIBLE_DEVICES or MIG is set. A GPU in MIG mode is its instances. Whoever set CUDA_VISIBLE_DEVICES, a queue
+# say, granted these and no others.
+our_gpus() {
+    local line uuid index="" whole="" listed=()
+    declare -A names=() # UUID -> by which names it may be granted
+    while IFS= read -r line; do
+        [[ "$line" =~ \(UUID:\ ([^\)]+)\) ]] || continue
+        uuid=${BASH_REMATCH[1]}
+        if [[ "$line" =~ ^GPU\ ([0-9]+): ]]; then
+            index=${BASH_REMATCH[1]} whole=$uuid
+        else
+            unset "names[$whole]"
+        fi
+        listed+=("$uuid")
+        names[$uuid]="$index $whole $uuid"
+    done < <(nvidia-smi -L 2>/dev/null || true)
+    for uuid in "${listed[@]}"; do
+        [[ -n "${names[$uuid]:-}" ]] || continue
+        [[ -z "${GPUS:-}" || " ${GPUS//,/ } " == *" ${names[$uuid]%% *} "* ]] || continue
+        [[ -z "${CUDA_VISIBLE_DEVICES+set}" ]] || _granted "${names[$uuid]}" || continue
+        echo "$uuid"
+    done
+}
+
+_granted() { # NAMES: whether CUDA_VISIBLE_DEVICES has one of them, or the beginning of a UUID
+    local one name
+    for one in ${CUDA_VISIBLE_DEVICES//,/ }; do
+        for name in $1; do
+            [[ "$name" == "$one" || ("$one" == ?*-?* && "$name" == "$one"*) ]] && return 0
+        done
+    done
+    return 1
+}
+
+# Ours, with no process on them and almost no memory in use, where that is known.
 free_gpus() {
-    command -v nvidia-smi >/dev/null || return 0
     local busy uuid used index
+    declare -A taken=()
+    command -v nvidia-smi >/dev/null || return 0
     busy=$(nvidia-smi --query-compute-apps=gpu_uuid --format=csv,noheader 2>/dev/null || true)
-    while IFS=', ' read -r index uuid used; do
-        [[ -n "${GPUS:-}" && " $GPUS " != *" $index "* ]] && continue
-        [[ "$used" -lt 600 && "$busy" != *"$uuid"* ]] && echo "$uuid"
+    while IFS=', ' read -r index uuid used _; do
+        [[ ! "$used" =~ ^[0-9]+$ || "$used" -lt 600 ]] || taken[$uuid]=1
     done < <(nvidia-smi --query-gpu=index,uuid,memory.used --format=csv,noheader,nounits 2>/dev/null || true)
-    return 0
+    for uuid in $(our_gpus); do
+        [[ "$busy" == *"$uuid"* || -n "${taken[$uuid]:-}" ]] || echo "$uuid"
+    done
 }
 
 GRAFT_GPUS=0
-if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-    GRAFT_GPUS=$(if [[ -n "${GPUS:-}" ]]; then wc -w <<<"$GPUS"; else nvidia-smi -L | wc -l; fi)
+if command -v nvidia-smi >/dev/null; then GRAFT_GPUS=$(our_gpus | wc -l); fi
+if [[ -n "${GPUS:-}" && $GRAFT_GPUS -eq 0 ]]; then
+    echo "error: GPUS: '$GPUS': no such GPU here among those of CUDA_VISIBLE_DEVICES" >&2
+    exit 2
 fi
 export GRAFT_GPUS
 SLOTS=${SLOTS:-$(($(nproc) < 2 ? 1 : 2))}
@@ -105,14 +143,14 @@ _reap() { # wait for one job and note how it ended
 }
 
 _in_background() { # LOG GPUS THREADS COMMAND...: hold that many devices while the command runs
-    local log=$1 wanted=$2 threads=$3 lock_fd gpu held locks
+    local log=$1 wanted=$2 threads=$3 lock_fd gpu held locks told=""
     shift 3
     if [[ $wanted -gt 0 ]]; then
-        # A lock per GPU keeps two sequences of this project off the same one until memory shows it is taken.
+        # A lock per GPU keeps two sequences of this user off the same one until memory shows it is taken.
         while :; do
             held="" locks=()
             for gpu in $(free_gpus); do
-                exec {lock_fd}>"${TMPDIR:-/tmp}/graft-$gpu.lock"
+                exec {lock_fd}>"${TMPDIR:-/tmp}/graft-$UID-$gpu.lock"
                 if flock -n "$lock_fd"; then
                     held+=${held:+,}$gpu
                     locks+=("$lock_fd")
@@ -125,11 +163,14 @@ _in_background() { # LOG GPUS THREADS COMMAND...: hold that many devices while t
             done
             # Too few: let go of them, so that two jobs that each hold half of what they need do not wait forever.
             for lock_fd in "${locks[@]}"; do exec {lock_fd}>&-; done
+            [[ -n "$told" ]] || echo "$(dirname "$log"): waiting for $wanted of $GRAFT_GPUS GPUs to be free" >&2
+            told=1
             sleep $((5 + RANDOM % 10))
         done
     fi
     [[ $threads -gt 1 ]] && OMP_NUM_THREADS=$threads
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$@" >>"$log" 2>&1
+    # It wants none, and must not land on the first that is there.
+    CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$@" >>"$log" 2>&1
 }
 
 _slots() { # GPUS: how many jobs that want so many run at a time
