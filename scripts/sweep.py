@@ -4,10 +4,14 @@
     python scripts/sweep.py --multirun study=gsm8k_qwen1b7 condition=distill,kd_only seed=0,1 \\
         'set=[optim.lr=1e-4]' 'name=${condition}-lr1e-4'
 
-`study` is one of configs/study/ or a file of your own, `set` goes over the run, and `name` is its folder in
-experiments/<study>, where that is not the condition's. A run that is done is skipped if it is the run that is asked
-for, else refused; what a run needs (its teacher, its cache) must be done: scripts/study.sh makes it, and runs whole
-studies.
+    python scripts/sweep.py --multirun hydra/launcher=submitit_slurm hydra.launcher.timeout_min=1440 \\
+        hydra.launcher.max_num_timeout=9 hydra.launcher.gpus_per_node=1 condition=baseline,resnet18
+
+The last gives them to Slurm, all at once (`submitit_local`: to this machine); a job that reaches its limit saves, is
+queued again and goes on, so often. `study` is one of configs/study/ or a file of your own, `set` goes over the run, and
+`name` is its folder in experiments/<study>, where that is not the condition's. A run that is done is skipped if it is
+the run that is asked for, else refused; what a run needs (its teacher, its cache) must be done: scripts/study.sh makes
+it, and runs whole studies.
 """
 
 import os
@@ -94,6 +98,7 @@ def _sweep(cfg: DictConfig) -> None:
 def main() -> None:
     """Run the sweep; what Hydra cannot read ends in one line too."""
     os.chdir(ROOT)
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # at which a run saves
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or it would write a traceback of its own
     sys.argv[1:] = map(quoted, sys.argv[1:])
     try:
