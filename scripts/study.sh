@@ -10,8 +10,10 @@
 #     --smoke               four steps a run, one seed, fit for a CPU, in experiments/<study>-smoke
 #     --list                what would run: state, command line, time where it is known
 #     --dry_run             every run through its script's own --dry_run
-#     --then                only what follows the runs, such as the scores
+#     --then                only what follows the runs, such as the scores (--steps scores table: only these)
 #
+# QUEUE=slurm gives all of it to Slurm at once, each job after what it needs; asked again, what is neither done nor
+# queued. What a job gets: configs/queue/slurm.yaml, QUEUE_TIME=4:00:00 and the like.
 # EVAL_ARGS="--engine vllm" goes to scripts/eval_icl.py and scripts/eval_checkpoints.py. Devices: scripts/lib/engine.sh.
 set -euo pipefail
 WORDS_GIVEN=()
@@ -62,6 +64,14 @@ done
 [[ ${#already[@]} -eq 0 ]] || echo "done, skipped: ${already[*]}"
 if [[ $todo -eq 1 ]]; then
     "$PYTHON" scripts/lib/preflight.py "${WORDS_GIVEN[@]}"
+fi
+if [[ -n "${QUEUE:-}" ]]; then
+    [[ "$QUEUE" == slurm ]] || { echo "error: QUEUE: must be slurm, or empty, got '$QUEUE'" >&2; exit 2; }
+    jobs --graph >"$plan"
+    "$PYTHON" scripts/lib/slurm.py <"$plan"
+    exit
+fi
+if [[ $todo -eq 1 ]]; then
     base=${FOLDER[${ORDER[0]}]}
     "$PYTHON" scripts/progress.py --base_dir "${base%/*/*}" --slots "$(_slots "$((GRAFT_GPUS > 0))")" \
         --runs "${runs[@]}" &

@@ -5,16 +5,19 @@
 
 --list shows every job with its state, the time it takes where that is known, and its command line. --graph gives them
 as JSON: `{"study", "folder", "left_out", "jobs": [{"name", "kind", "state", "note", "folder", "needs", "threads",
-"gpus", "seconds", "command"}], "then": [...]}`; `then` is the command that scores and draws once all jobs have ended.
+"gpus", "share", "seconds", "digest", "script", "words", "command"}], "then": [...], "steps": [...]}`; `then` is the
+command that scores and draws once all jobs have ended, `steps` are its parts, each a job of its own.
 Without either, records for bash: fields that end in NUL.
 """
 
+import hashlib
 import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 
-from graft.config.study.followups import steps
+from graft.config.study.followups import step_of, steps
 from graft.config.study.graph import Graph
 from graft.config.study.job import Job, command
 from graft.config.study.line import from_command_line
@@ -49,12 +52,13 @@ def finished(graph: Graph, name: str) -> bool:
 
 
 def following(graph: Graph, whole: bool = False) -> list[Job]:
-    """The steps for what is done, or for the `whole` study as if it were. Raises UserError without a baseline."""
-    study = graph.study
-    there = [name for name in study.conditions if name not in graph.left_out and (whole or finished(graph, name))]
+    """The steps for what is done, and if `whole` for what is asked for. Raises UserError without a baseline."""
+    study, asked = graph.study, {name.split("/")[0] for name in graph.jobs} if whole else set()
+    there = [name for name in study.conditions if name not in graph.left_out and (
+        name in asked or finished(graph, name))]
     if study.baseline not in there:
         raise UserError(f"nothing follows: {study.baseline} is not done")
-    references = [name for name in study.references if whole or finished(graph, name)]
+    references = [name for name in study.references if name in asked or finished(graph, name)]
     icl = study.icl is not None and (whole or runs.state(graph.jobs["icl/work"]).name == "done")
     return steps(graph, there, references, icl)
 
@@ -81,11 +85,49 @@ def as_json(graph: Graph, jobs: list[Job]) -> None:
         found = runs.state(job)
         listed.append({"name": job.name, "kind": job.kind, "state": found.name, "note": found.note,
                        "folder": str(job.folder), "needs": list(job.needs), "threads": job.threads,
-                       "gpus": gpus_of(job), "seconds": times.get(job.name), "digest": job.digest,
-                       "command": words_of(job)})
+                       "gpus": gpus_of(job), "share": job.gpus, "seconds": times.get(job.name), "digest": job.digest,
+                       "script": job.script, "words": list(job.words), "command": words_of(job)})
     then = ["bash", "scripts/study.sh", *[word for word in sys.argv[1:] if word != "--graph"], "--then"]
-    print(json.dumps({"study": graph.study.study, "folder": str(graph.at), "left_out": graph.left_out,
-                      "jobs": listed, "then": then}, indent=1))
+    print(json.dumps({"study": graph.study.study, "file": graph.study.file, "queue": graph.study.queue,
+                      "folder": str(graph.at), "left_out": graph.left_out, "jobs": listed, "then": then,
+                      "steps": steps_as_json(graph, then)}, indent=1))
+
+
+def steps_as_json(graph: Graph, then: list[str]) -> list[dict]:
+    """What follows the runs, a job for each step; all figures are one, drawn of what the others left (`any`)."""
+    try:
+        jobs = following(graph, whole=True)
+    except UserError:  # no baseline among what is asked for
+        return []
+    parts: dict[str, list[Job]] = {}
+    for job in jobs:
+        parts.setdefault(step_of(job), []).append(job)
+    last = max((path.stat().st_mtime for path in graph.at.glob("*/seed*/status.json")), default=0)  # a run ended
+
+    def done(job: Job) -> bool:
+        return runs.made(job) and (job.folder / "status.json").stat().st_mtime > last
+
+    return [{"name": f"then/{name}", "state": "done" if all(map(done, part)) else "new",
+             "folder": str(graph.at / "then" / name), "share": part[0].gpus, "threads": 1,
+             "needs": list(dict.fromkeys(need for job in part for need in job.needs)), "any": name == "figures",
+             "digest": hashlib.sha256("".join(job.digest for job in part).encode()).hexdigest(),
+             "command": [*then, "--steps", name]} for name, part in parts.items()]
+
+
+def chosen(graph: Graph, steps: list[str]) -> list[Job]:
+    """The jobs that follow, of `steps` alone if there are any; those whose numbers are not there are named."""
+    jobs = following(graph)
+    if not steps:
+        return jobs
+    found = [job for job in jobs if step_of(job) in steps]
+    names, kept = {job.name for job in found}, []
+    for job in found:
+        lacking = [need for need in job.needs if need not in names and not runs.ended(graph.at / need)]
+        if lacking:
+            print(f"SKIPPED {job.name}: needs {' '.join(lacking)}", file=sys.stderr)
+        else:
+            kept.append(replace(job, needs=tuple(need for need in job.needs if need in names)))
+    return kept
 
 
 def emit(jobs: list[Job], dry: bool) -> None:
@@ -115,7 +157,7 @@ def main() -> None:
     elif options.list:
         show(graph, [*jobs, *following(graph, whole=True)])
     elif options.then:
-        emit(following(graph), dry=False)
+        emit(chosen(graph, options.steps), dry=False)
     else:
         graph.layers.write()
         for reason in dict.fromkeys(graph.left_out.values()):

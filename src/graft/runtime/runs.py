@@ -29,10 +29,9 @@ def state(job: Job) -> State:
     if job.kind == "step":
         return State("new")
     if job.kind == "work":
-        made = _json(job.folder / "status.json").get("digest")
         if status != "done":
             return State("new" if status is None else "begun")
-        return State("done") if made == job.digest else State(
+        return State("done") if made(job) else State(
             "other", "was made by another command, or with another configuration")
     info = _newest(job.folder)
     if not info and status != "done":
@@ -40,6 +39,12 @@ def state(job: Job) -> State:
     if info.get("config_sha256") != job.digest:
         return State("other", _difference(info.get("config"), job))
     return State("done" if status == "done" else "begun")
+
+
+def made(job: Job) -> bool:
+    """Whether what lies in the folder of work or of a step was made by this very job."""
+    status = _json(job.folder / "status.json")
+    return status.get("state") == "done" and status.get("digest") == job.digest
 
 
 def ended(folder: Path) -> bool:

@@ -12,8 +12,8 @@
     then: [scores, table, figures]
 
 Every key is a field of `graft.config.study.options`. `extends: <study>` takes over another study's keys, one level
-deep: `deltas`, `teachers`, `work`, `options` and `conditions` are merged by name, and a list of names as `conditions`
-selects among the other's. What runs follow from this, with which command lines, is in `graph`. No torch.
+deep: `deltas`, `teachers`, `work`, `options`, `queue` and `conditions` are merged by name, and a list of names as
+`conditions` selects among the other's. What runs follow from this, with which command lines, is in `graph`. No torch.
 """
 
 import re
@@ -21,7 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin
 
-from graft.config import schema
+from graft.config import queue, schema
 from graft.config.merging import checked
 from graft.config.reading import read
 from graft.config.study.options import ROLES, SCRIPTS, STEPS, Condition, Icl, Study, Teacher, Work
@@ -29,7 +29,7 @@ from graft.errors import UserError
 
 ROOT = Path("configs/study")
 RESERVED = ("cache", "configs", "figures", "icl", "then")  # folders and jobs of every study
-MERGED = ("deltas", "teachers", "work", "conditions", "options")
+MERGED = ("deltas", "teachers", "work", "conditions", "options", "queue")
 
 
 def names() -> list[str]:
@@ -127,6 +127,8 @@ class _Reader:
                 found[key] = self.base(path, value)
             elif path in ("deltas", "options"):
                 found[key] = self.mapping(path, value)
+            elif path == "queue":
+                found[key] = queue.layer(self.file, "queue.", self.mapping(path, value))
             else:
                 if key == "args" and isinstance(value, list):
                     value = [str(word) for word in value]

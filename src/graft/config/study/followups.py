@@ -1,6 +1,9 @@
 """What follows a study's runs, as jobs: scores, table, robustness, forensics, figures and report."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graft.config.study.graph import Graph
 from graft.config.study.job import Job
@@ -26,7 +29,18 @@ def steps(graph: Graph, conditions: Sequence[str], references: Sequence[str], ic
     for step in (step for step in STEPS if step in wanted):
         found += STEPS[step](graph, conditions, references, icl)
     made = {job.name for job in found}
-    return [job for job in found if set(job.needs) <= made]  # nothing is drawn of numbers that no step makes
+    found = [job for job in found if set(job.needs) <= made]  # nothing is drawn of numbers that no step makes
+    return [replace(job, digest=_digest(job)) for job in found]
+
+
+def step_of(job: Job) -> str:
+    """Which of a study's steps a job is of."""
+    name = job.name.removeprefix("then/")
+    return "figures" if name.startswith("figure-") else name
+
+
+def _digest(job: Job) -> str:
+    return hashlib.sha256(json.dumps([job.script, job.words]).encode()).hexdigest()
 
 
 def _step(graph: Graph, name: str, script: str, words: Sequence[str], needs: Sequence[str] = (),

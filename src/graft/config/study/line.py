@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graft.config import study
 from graft.config.study.graph import Asked, Graph
+from graft.config.study.options import STEPS
 
 
 def from_command_line(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Graph]:
@@ -30,5 +31,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="what would run, with state and command line")
     parser.add_argument("--dry_run", action="store_true", help="check every run by its script's own --dry_run")
     parser.add_argument("--then", action="store_true", help="only what follows the runs")
+    parser.add_argument("--steps", nargs="+", default=[], choices=STEPS, help="of these, with --then: only some")
     parser.add_argument("--graph", action="store_true", help="the jobs as JSON, for other schedulers")
     return parser

@@ -85,6 +85,7 @@ class Study:
     figures: Annotated[list[str], " | ".join(FIGURES), "which ones"] = field(
         default_factory=lambda: ["accuracy", "curves"])
     options: dict[str, Any] = field(default_factory=dict)
+    queue: dict[str, Any] = field(default_factory=dict)
     file: str = ""
 
     @property
