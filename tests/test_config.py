@@ -250,6 +250,7 @@ def run_script(*args: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("args, code, says", [
+    (["--base_config", BASE, "--output_dir", "x", "--seed", "0", "seed=7"], 2, "twice, as --seed 0 and as seed=7"),
     (["--base_config", BASE, "--output_dir", ""], 2, "output_dir: expected the condition's folder, got ''"),
     (["--base_config", BASE, "--output_dir", "x", "augment=[{name: flip, q: 1}]"], 2, "unknown key for augment flip"),
     (["--base_config", BASE, "--output_dir", "x", "optim.lr=-1"], 2, "command line: optim.lr: must be > 0, got -1"),

@@ -34,6 +34,9 @@ def _parse(doc: str, method: str | None, argv: list[str]) -> Config:
     files, rest = files_and_overrides(options, rest)
     scalars = {key: getattr(options, key) for key in ("output_dir", "seed", "resume")
                if getattr(options, key) is not None}
+    for word in rest:
+        if (key := word.partition("=")[0]) in scalars:
+            raise UserError(f"{COMMAND_LINE}: {key}: given twice, as --{key} {scalars[key]} and as {word}")
     config, origin = merge(files, rest, scalars)
     if method is not None and config.method != method:
         raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
