@@ -114,8 +114,12 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 def test_a_study_from_its_teacher_to_its_figures(slurm):
     runs = ["teacher/seed0", "broken/seed0", "baseline/seed0", "student/seed0", "dependant/seed0"]
     steps = ["then/scores", "then/table", "then/figures"]
+    node = slurm("sinfo", "--noheader", "--format=%N").stdout.strip()
+    # Drained, or what is to fail may have failed before the second submission.
+    assert not slurm("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test").returncode
     assert list(slurm.submit("graph.yaml")) == runs + steps
     assert not slurm.submit("graph.yaml"), "all of it is queued"
+    assert not slurm("scontrol", "update", f"NodeName={node}", "State=RESUME").returncode
     slurm.end()
     states = slurm.states()
     assert states.pop("broken/seed0") == "FAILED" and "error: " in slurm.log("broken/seed0")

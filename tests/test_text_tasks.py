@@ -72,8 +72,8 @@ def test_gsm8k_reads_its_rows_as_they_stand(build):
 def test_bad_rows_are_named_with_file_and_line(tmp_path, lm):
     good = json.dumps(rows("train", 1)[0])
     for bad, why in [('{"question": "a"', "not JSON"), ('["a"]', "expected an object"),
-                     ('{"answer": "#### 1"}', "has no question"),
-                     ('{"question": "a"}', "has no answer"),
+                     ('{"answer": "#### 1"}', "has no column 'question'"),
+                     ('{"question": "a"}', "has no column 'answer'"),
                      ('{"question": "a", "answer": 5}', "answer: expected text"),
                      ('{"question": " ", "answer": "#### 5"}', "question: expected text"),
                      ('{"question": "a", "answer": "5"}', "expected a number after ####")]:

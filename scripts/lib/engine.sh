@@ -209,7 +209,7 @@ _blocked_by() { # NAME: sets BLOCK to what it still waits for (empty: nothing), 
 
 run_jobs() {
     local name left
-    declare -A skipped=()
+    declare -A lacks=() skipped=()
     for name in "${ORDER[@]}"; do
         [[ ${STATE[$name]} != other ]] || FAILED+=("$name")
         case ${STATE[$name]} in new | begun) STATE[$name]=waiting ;; esac
@@ -221,7 +221,7 @@ run_jobs() {
             _blocked_by "$name"
             if [[ -n "$GONE" ]]; then
                 STATE[$name]=skipped
-                skipped[$GONE]+=" $name"
+                lacks[$name]=$GONE
             elif [[ -n "$BLOCK" ]]; then
                 left=1
             else
@@ -230,6 +230,9 @@ run_jobs() {
         done
         [[ $left -eq 1 || ${#JOB_OF[@]} -gt 0 ]] || break
         [[ ${#JOB_OF[@]} -eq 0 ]] || _reap
+    done
+    for name in "${ORDER[@]}"; do # in the study's order, however the jobs ended
+        [[ -z "${lacks[$name]:-}" ]] || skipped[${lacks[$name]}]+=" $name"
     done
     for name in "${!skipped[@]}"; do echo "SKIPPED what needs $name:${skipped[$name]}" >&2; done
 }
