@@ -90,7 +90,7 @@ class Run:
         self.stop_signal.restore()
         if dist.is_initialized() and (error is None or isinstance(error, TOGETHER)):
             dist.destroy_process_group()  # all ranks get here together; after other errors they do not
-            if self.place.sharded and first is None:
+            if first is None:
                 leave_at_once()
         if error is None and first is not None:
             raise first
