@@ -433,10 +433,11 @@ def test_two_processes_ask_every_question_once(study, monkeypatch):
 
 
 def test_the_report_shows_questions_with_all_answers_beside_each_other(study, monkeypatch, tmp_path):
-    found = evaluate(study, monkeypatch)
+    # A copy without the scores that other tests have kept: what is shown must not depend on their order.
+    copy = shutil.copytree(study, tmp_path / "words", ignore=shutil.ignore_patterns("eval", "eval-*", "*.json.parts"))
+    found = evaluate(copy, monkeypatch)
     run = found["conditions"]["distill"]["runs"][-1]
-    rows = results.example_rows(study / run["examples"])
-    copy = shutil.copytree(study, tmp_path / "words")
+    rows = results.example_rows(copy / run["examples"])
     rows["correct"] = rows["correct_flexible"] = np.arange(len(rows)) < 3  # the others have none right
     rows.loc[0, "text"] = evil = "<script>document.title = 'taken'</script>"
     results.write_examples(copy / run["examples"], rows, rows.attrs["fingerprint"])
