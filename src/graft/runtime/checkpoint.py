@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graft.errors import NonFinite, NoValidCheckpoint, UserError, disk_problem
-from graft.runtime.files import parsed, set_aside, sync
+from graft.runtime.files import parsed, permitted, set_aside, sync
 from graft.runtime.finite import nonfinite
 
 SCHEMA_VERSION = 1
@@ -85,11 +85,9 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimi
         torch.save(optimizer, temporary / "optim.pt")
         (temporary / "trainer.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **info}))
         written = sorted(temporary.iterdir())
-        # safetensors writes mode 0600: group members on a shared node could not read the weights.
-        umask = os.umask(0)
-        os.umask(umask)
+        readable = 0o666 & permitted()  # safetensors writes mode 0600
         for file in written:
-            file.chmod(0o666 & ~umask)
+            file.chmod(readable)
             sync(file)
         manifest = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in written}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))

@@ -9,7 +9,6 @@ change again within the clock's tick.
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from filelock import FileLock
 from torch import nn
 
 from graft.runtime.checkpoint import sha256
-from graft.runtime.files import parsed, write_text
+from graft.runtime.files import cache_dir, parsed, write_text
 
 YOUNG = 2.0  # seconds
 
@@ -46,7 +45,7 @@ def of_files(files: Sequence[Path]) -> list[str]:
 
 def _of_folder(folder: Path, files: list[Path]) -> dict[Path, str]:
     name = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()[:32]
-    memory = Path(os.environ.get("GRAFT_CACHE") or "cache") / "digests" / f"{name}.json"
+    memory = cache_dir() / "digests" / f"{name}.json"
     with _alone(memory):
         known, found = _recall(memory), {}
         before = dict(known)

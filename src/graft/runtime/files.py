@@ -13,6 +13,18 @@ from graft.errors import UserError
 SEED = re.compile(r"seed\d+")
 
 
+def cache_dir() -> Path:
+    """Where caches live: `$GRAFT_CACHE`, else `cache/` in the working directory."""
+    return Path(os.environ.get("GRAFT_CACHE") or "cache")
+
+
+def permitted() -> int:
+    """The permissions that the umask leaves; libraries that write 0600 would keep group members from reading."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o777 & ~umask
+
+
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to disk."""
     fd = os.open(path, os.O_RDONLY)

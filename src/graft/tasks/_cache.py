@@ -18,7 +18,7 @@ from filelock import FileLock
 from graft.errors import DISK, DiskProblem, UserError
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
-from graft.runtime.files import parsed
+from graft.runtime.files import cache_dir, parsed
 from graft.tasks._images import DECODER
 
 FORMAT = 2  # of an entry
@@ -62,7 +62,7 @@ def once(name: str, work: Callable[[], None]) -> None:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("GRAFT_CACHE") or "cache") / "decoded"
+    return cache_dir() / "decoded"
 
 
 def _locked(entry: Path) -> contextlib.AbstractContextManager:

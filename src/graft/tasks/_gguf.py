@@ -15,13 +15,14 @@ import filelock
 
 from graft.errors import UserError
 from graft.runtime.digests import of_files
+from graft.runtime.files import cache_dir, permitted
 
 SUFFIX = ".gguf"
 
 
 def cache() -> Path:
     """Where model folders are kept: `$GRAFT_CACHE/models`, else `cache/models` in the working directory."""
-    return Path(os.environ.get("GRAFT_CACHE") or "cache") / "models"
+    return cache_dir() / "models"
 
 
 def folder_of(file: str, key: str) -> Path:
@@ -53,19 +54,13 @@ def convert(path: Path, folder: Path, key: str, origin: dict[str, Any]) -> None:
     try:
         _write(path, unfinished, key)
         (unfinished / "origin.json").write_text(json.dumps({**origin, **about}, indent=1) + "\n")
-        readable = 0o777 & ~_umask()  # both mkdtemp and safetensors would keep group members from reading
+        readable = permitted()  # mkdtemp and safetensors write 0700 and 0600
         os.chmod(unfinished, readable)
         for file in unfinished.iterdir():
             file.chmod(readable & 0o666)
         os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _metadata(path: Path, key: str) -> dict[str, Any]:

@@ -26,16 +26,11 @@ from graft.errors import DiskProblem, UserError
 from graft.outputs import Outputs, on_device
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
-from graft.runtime.files import parsed
+from graft.runtime.files import cache_dir, parsed
 from graft.tasks._task import Split, Task
 
 FORMAT = 1
 LOGITS = "logits"
-
-
-def cache_dir() -> Path:
-    """Where caches live: `$GRAFT_CACHE`, else `cache/` in the working directory."""
-    return Path(os.environ.get("GRAFT_CACHE") or "cache")
 
 
 def teacher_fingerprint(teacher: nn.Module, part: Part) -> str:

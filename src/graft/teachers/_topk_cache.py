@@ -23,10 +23,10 @@ from tqdm import tqdm
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens
 from graft.runtime.digests import of_files
+from graft.runtime.files import cache_dir
 from graft.runtime.lock import RunLock
 from graft.tasks._context import CHOICE, Context
 from graft.tasks._text import TextTask
-from graft.teachers._cache import cache_dir
 from graft.teachers._topk import divide, within
 from graft.teachers._topk_files import (
     AGAIN,
