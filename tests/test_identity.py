@@ -230,6 +230,10 @@ def test_training_goes_on_only_with_its_data(place, data, tmp_path, capsys):
         picture(data / f"test/{label}/0.png", np.random.default_rng(9))
     run()
     picture(test / "1.png", np.random.default_rng(10))
+    at = tmp_path / "arm/seed0/checkpoint-3"
+    info = json.loads((at / "trainer.json").read_text())
+    del info["config"]["train"]["min_delta"]  # a key that is younger than the run
+    rewrite(at, info | {"config_sha256": "of then"})
     run()  # finished already; test images are not trained on
     assert "note: since the last checkpoint another test data of 2 items" in capsys.readouterr().out
     picture(data / "train/cat/000.png", np.random.default_rng(11))

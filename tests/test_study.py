@@ -238,6 +238,10 @@ def test_what_is_done_is_told_from_what_is_another_run(tmp_path, monkeypatch):
     assert runs.state(job).name == "begun"
     leave(other.config, "done")
     assert runs.state(job) == runs.State("other", "optim.lr: 0.5 -> 0.006")
+    younger = job.config.identity()
+    del younger["train"]["min_delta"], younger["optim"]["gamma"]
+    (checkpoint / "trainer.json").write_text(json.dumps({"config_sha256": "of then", "config": younger}))
+    assert runs.state(job).name == "done", "keys that are younger than the run had their defaults"
     (checkpoint / "trainer.json").unlink()
     assert runs.state(job).name == "other", "done, and nothing says of which configuration"
 

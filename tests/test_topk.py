@@ -19,7 +19,8 @@ TAILS = ["bucket", "renormalise", "ignore"]
 # Every setting that means something: form, tail and a temperature other than 1 where it is allowed.
 SETTINGS = [{"form": "mse"}, {"form": "centred_mse"},
             *({"form": form, "tail": tail, "tau": tau} for form, tail, tau in
-              itertools.product(["kl", "jsd"], TAILS, [1.0, 2.5]) if tail != "bucket" or tau == 1)]
+              itertools.product(["kl", "reverse_kl", "jsd"], TAILS, [1.0, 2.5])
+              if (tail != "bucket" or tau == 1) and (form, tail) != ("reverse_kl", "ignore"))]
 DISTANCES = [args for args in SETTINGS if args.get("tail") != "ignore"]
 
 
@@ -54,9 +55,9 @@ def by_hand(student: list[float], teacher: list[float], k: int, form: str, tail:
         q = [x / sum(q) for x in q]
     else:
         p, q = p + [rest_p if tail == "bucket" else 0.0], q + [rest_q]
-    kl = lambda a, b: sum(x * math.log(x / y) for x, y in zip(a, b) if x > 0)  # noqa: E731
+    kl = lambda a, b: sum(x * math.log(x / y) for x, y in zip(a, b) if x > 0 < y)  # noqa: E731
     m = [(x + y) / 2 for x, y in zip(p, q)]
-    return tau**2 * (kl(p, q) if form == "kl" else (kl(p, m) + kl(q, m)) / 2)
+    return tau**2 * {"kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": (kl(p, m) + kl(q, m)) / 2}[form]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, V])
@@ -76,6 +77,37 @@ def test_with_the_whole_vocabulary_kl_is_that_of_all_logits(tail):
     torch.testing.assert_close(value, dense)
     (gradient,) = torch.autograd.grad(value.sum(), student)
     torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+@pytest.mark.parametrize("form", ["kl", "reverse_kl", "jsd"])
+def test_with_all_logits_in_order_every_divergence_is_that_of_torchs_distributions(form, tau):
+    """As a teacher of hidden states gives them: no indices, no tail, whatever `tail` says; any temperature."""
+    student, teacher = normal(N, V).requires_grad_(), normal(N, V, seed=1)
+    p, q = (torch.distributions.Categorical(logits=x / tau) for x in (teacher, student))
+    m = torch.distributions.Categorical(probs=(p.probs + q.probs) / 2)
+    kl = torch.distributions.kl_divergence
+    dense = tau**2 * {"kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": (kl(p, m) + kl(q, m)) / 2}[form]
+    whole = TopK(teacher, None, teacher.logsumexp(-1))
+    for tail in ("bucket", "renormalise"):
+        value = topk.loss(student, whole, form=form, tau=tau, tail=tail)
+        torch.testing.assert_close(value, dense)
+        torch.testing.assert_close(*(torch.autograd.grad(x.sum(), student, retain_graph=True) for x in (value, dense)))
+    torch.testing.assert_close(topk.loss(student, whole, form=form), topk.loss(student, top(teacher, V), form=form))
+
+
+@pytest.mark.parametrize("form", ["mse", "kl", "reverse_kl", "jsd"])
+def test_a_token_above_the_clip_counts_as_the_clip_and_has_no_gradient(form):
+    student, teacher = (3 * normal(N, V)).requires_grad_(), top(3 * normal(N, V, seed=1), 5)
+    free = topk.loss(student, teacher, form=form)
+    limit = float(free.detach().median()) * 1.0001
+    capped = free.detach() > limit
+    assert 0 < capped.sum() < N
+    clipped = topk.loss(student, teacher, form=form, clip=limit)
+    torch.testing.assert_close(clipped, torch.where(capped, limit, free))
+    before, after = (torch.autograd.grad(x.sum(), student)[0] for x in (free, clipped))
+    assert not after[capped].any() and before[capped].abs().sum(-1).min() > 1e-3
+    assert torch.equal(after[~capped], before[~capped])
 
 
 def test_bucket_is_a_lower_bound_of_the_kl_of_all_logits_that_rises_with_k():
@@ -273,7 +305,7 @@ def configured(tmp_path, term: str) -> Config:
     return config.load([path])
 
 
-@pytest.mark.parametrize("form", ["kl", "jsd"])
+@pytest.mark.parametrize("form", ["kl", "reverse_kl", "jsd"])
 def test_bucket_needs_temperature_one(tmp_path, form):
     with pytest.raises(UserError, match=r"some\.yaml: objective\.0\.tail: bucket needs tau 1.*got 2\.0"):
         configured(tmp_path, f"form: {form}, tau: 2")
@@ -283,3 +315,8 @@ def test_bucket_needs_temperature_one(tmp_path, form):
                                   "form: kl, tau: 1, tail: bucket", "form: mse, tau: 2"])
 def test_other_temperatures_are_accepted(tmp_path, term):
     assert configured(tmp_path, term).objective[0].name == "topk"
+
+
+def test_a_student_with_mass_where_the_teacher_has_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"some\.yaml: objective\.0\.tail: ignore makes form reverse_kl infinite"):
+        configured(tmp_path, "form: reverse_kl, tail: ignore")

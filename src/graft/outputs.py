@@ -29,7 +29,7 @@ class TopK:
     """The largest logits of a distribution over V tokens, and what is needed to know their probabilities."""
 
     values: Tensor  # (N, K) float32, raw logits, descending
-    indices: Tensor  # (N, K) int64
+    indices: Tensor | None  # (N, K) int64; None: all V tokens in their order
     logsumexp: Tensor  # (N,) float32, over all V logits
 
 

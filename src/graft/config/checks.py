@@ -106,6 +106,9 @@ def _check_terms(config: Config, need: Need, text: bool) -> None:
         need(term.name != "topk" or "mse" in args["form"] or args["tail"] != "bucket" or args["tau"] == 1,
              f"{here}.tail", f"bucket needs tau 1, the temperature of the teacher's logsumexp, got {args.get('tau')}; "
              "use tail: renormalise", f"{here}.tau", f"{here}.form")
+        need(term.name != "topk" or args["form"] != "reverse_kl" or args["tail"] != "ignore", f"{here}.tail",
+             "ignore makes form reverse_kl infinite, for the teacher then has no mass outside its K; use bucket or "
+             "renormalise", f"{here}.form")
 
 
 def _check_views(config: Config, need: Need) -> None:

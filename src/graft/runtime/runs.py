@@ -36,8 +36,8 @@ def state(job: Job) -> State:
     info = _newest(job.folder)
     if not info and status != "done":
         return State("new" if status is None else "begun")
-    if info.get("config_sha256") != job.digest:
-        return State("other", _difference(info.get("config"), job))
+    if info.get("config_sha256") != job.digest and (other := _difference(info.get("config"), job)):
+        return State("other", other)
     return State("done" if status == "done" else "begun")
 
 
@@ -79,7 +79,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _difference(old: dict[str, Any] | None, job: Job) -> str:
-    """Where another run's configuration differs, in words."""
+    """Where another run's configuration differs, in words; empty where a key that is younger had its default."""
     if not isinstance(old, dict):
         return "nothing there says of which configuration"
     try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from graft.config import restored
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.runtime import checkpoint, identity, sources
@@ -32,11 +33,7 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     commit that changed others (the next checkpoint records it), and data that are not trained on.
     """
     found = []
-    if info["config_sha256"] != config.sha256:
-        old, new = leaves(info["config"]), leaves(config.identity())
-        idle = leaves(config.to_dict()).keys() - new.keys()  # keys that have no influence on the result
-        changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new}
-                   if k not in idle and old.get(k) != new.get(k)]
+    if changed := _other_keys(path, info, config):
         found.append(f"with another configuration ({'; '.join(changed[:3])})")
     if info["world_size"] != world:
         found.append(f"by {info['world_size']} processes, this is {world}, and the result would not be bit-identical")
@@ -59,6 +56,20 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     elif info["code_sha"] != code_sha():
         notes.append(f"note: the checkpoint was made by code {info['code_sha'][:12]}, this is {code_sha()[:12]}")
     return notes
+
+
+def _other_keys(path: Path, info: dict[str, Any], config: Config) -> list[str]:
+    """The keys, with both values, in which a checkpoint's configuration differs; one that is younger than the
+    checkpoint had its default."""
+    if info["config_sha256"] == config.sha256:
+        return []
+    try:
+        old = leaves(restored(info["config"], f"{path}/trainer.json").to_dict())
+    except UserError:  # it has keys, or values, that are none any more
+        old = leaves(info["config"])
+    new = leaves(config.identity())
+    idle = leaves(config.to_dict()).keys() - new.keys()  # keys that have no influence on the result
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if k not in idle and old.get(k) != new.get(k)]
 
 
 def code_changes(info: dict[str, Any], config: Config) -> list[str]:
