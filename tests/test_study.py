@@ -148,7 +148,7 @@ def test_language_runs_read_the_caches_that_are_built_for_them():
     assert set(caches) == {f"cache-{name}" for name in (
         "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position")}
     served = [job for job in graph.jobs.values() if job.kind == "run" and job.config.teacher.name == "context_lm"]
-    assert len(served) == 3 * 20
+    assert len(served) == 3 * 22
     for job in served:
         need, = job.needs
         cache, args = caches[need.split("/")[0]], job.config.teacher.args
