@@ -517,3 +517,83 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(about, tmp_path, mon
 def test_the_part_is_built_by_its_name(about):
     teacher = parts.build("teachers", Part("context_lm", {**FEW, "serve": "adapter"}), about, student(about))
     assert teacher.k == 16 and teacher.positions == ("rows", "next")
+
+
+# ----------------------------------------------------------------------------------------------- hidden states
+
+KLS = [Term("topk", {"form": form, "tau": tau, "tail": "bucket", "clip": 0.0, "position": position})
+       for form, tau, position in (("kl", 1.0, "predicting"), ("reverse_kl", 2.0, "predicting"),
+                                   ("jsd", 1.0, "published"))]
+
+
+def taught(about, model, teacher, terms=KLS) -> tuple[torch.Tensor, dict, list[torch.Tensor]]:
+    """The loss of a micro-batch, its terms and the adapters' gradients."""
+    from graft.training.objective import Objective
+    whole = Objective(tuple(terms), model, teacher, seed=0)
+    tokens, targets = batch(about, *ITEMS)
+    seen = teacher(tokens, features=whole.teacher_features)
+    loss, values = whole(model(tokens, features=whole.student_features), seen, targets, None, [1.0] * len(terms),
+                         window=7.0, micro_share=1.0)
+    model.zero_grad()
+    loss.backward()
+    return loss.detach(), values, [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-5), ("fp16", 1e-2), ("bf16", 5e-2)])
+def test_hidden_states_are_the_whole_vocabulary(tmp_path, monkeypatch, family, dtype, tolerance):
+    """Cached, they are the online teacher with K the whole vocabulary, to the cache's precision; and by hand."""
+    about = task(family)
+    model = student(about, family, dropout=0.0)
+    disturb(model)
+    whole = teach(about, model, **{**FEW, "k": about.num_classes})
+    expected = taught(about, model, whole, KLS[:1] + KLS[2:])
+    online = teach(about, model, keep="hidden", **FEW)
+    torch.testing.assert_close(taught(about, model, online, KLS[:1] + KLS[2:]), expected, rtol=1e-4, atol=1e-5)
+    wanted = _topk_cache.about(about, Context("fewshot", 3), model.base, "fp32", dtype, "hidden")
+    _topk_cache.build(tmp_path, wanted, online.columns, ["rows", "next"], online, about, device=CPU,
+                      autocast=nullcontext)
+    kept = teach(about, model, keep="hidden", serve="cache", path=str(tmp_path), cache_dtype=dtype, **FEW)
+    exact = taught(about, model, online)
+    for pieces in (1 << 26, 3000):
+        monkeypatch.setattr("graft.training.objective.LOGITS_AT_ONCE", pieces)
+        loss, values, gradients = taught(about, model, kept)
+        torch.testing.assert_close((loss, values), exact[:2], rtol=tolerance, atol=tolerance)
+        size = torch.cat([g.flatten() for g in exact[2]]).norm()
+        assert torch.cat([(a - b).flatten() for a, b in zip(gradients, exact[2])]).norm() < tolerance * size
+    manifest = _topk_cache.read_manifest(tmp_path)
+    assert manifest["bytes_per_token"] == 2 * 32 * {"fp32": 4}.get(dtype, 2)
+    tokens, _ = batch(about, *ITEMS)
+    from_hidden = model.head(kept(tokens).features["rows"])
+    truth = by_hand(about, lm(family), Context("fewshot", 3), ITEMS, about.num_classes)["rows"]
+    full = torch.empty_like(truth.values).scatter(1, truth.indices, truth.values)
+    assert (from_hidden - full).abs().max() < 20 * tolerance
+
+
+def test_hidden_states_of_a_head_that_is_another_one_are_refused(about, tmp_path):
+    model, hidden = student(about), {"keep": "hidden", **FEW}
+    for of, args, says in [
+            (student(about, lora=False), {"serve": "copy"}, "teacher.keep: hidden needs a LoRA student"),
+            (model, {"serve": "copy", "model": lm(seed=5)}, "teacher.model: keep: hidden"),
+            (model, {"serve": "cache", "model": lm(seed=5)}, "teacher.model: keep: hidden")]:
+        assert says in one_line(teach, about, of, **{**hidden, **args}), says
+    llama = task("llama")  # its head is a layer of its own
+    adapted = student(llama, "llama", targets=["q_proj", "lm_head"])
+    assert "take the head out of student.targets" in one_line(teach, llama, adapted, **hidden)
+    online = teach(about, model, **hidden)
+    wanted = _topk_cache.about(about, Context("fewshot", 3), model.base, "fp32", "fp32", "hidden")
+    _topk_cache.build(tmp_path, wanted, online.columns, ["rows"], online, about, device=CPU, autocast=nullcontext)
+    message = one_line(cached, about, tmp_path)
+    assert "made with another keep (hidden, wanted None)" in message, "a cache of one kind is none of the other"
+    states = _topk_cache.States(tmp_path, "large", 2, 4, "fp16", "w+")
+    assert "does not fit float16; use bf16 or fp32" in one_line(states.write, 0, torch.full((1, 4), 7e4))
+
+
+@pytest.mark.parametrize("change, says", [
+    (["student.lora=false", "teacher={name: context_lm, keep: hidden, serve: cache}"], "teacher.keep: hidden makes"),
+    (["teacher={name: context_lm, cache_dtype: bf16}"], "teacher.cache_dtype: bf16 is for keep: hidden")])
+def test_what_a_configuration_cannot_keep(tmp_path, change, says):
+    terms = "objective=[{name: ce}, {name: topk}]"
+    assert says in one_line(tiny, tmp_path, *change, terms, method="distill")
+    free = "objective=[{name: topk, tau: 2.0}]"
+    tiny(tmp_path, "teacher={name: context_lm, keep: hidden}", free, method="distill")

@@ -146,15 +146,16 @@ def test_language_runs_read_the_caches_that_are_built_for_them():
     graph = Graph(study.load("gsm8k_qwen1b7"), Asked(set=("student.model=tiny", "teacher.cache_dtype=fp32")))
     caches = {job.folder.parent.name: job.config for job in graph.jobs.values() if job.name.startswith("cache-")}
     assert set(caches) == {f"cache-{name}" for name in (
-        "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position")}
+        "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position",
+        "hidden_cache")}
     served = [job for job in graph.jobs.values() if job.kind == "run" and job.config.teacher.name == "context_lm"]
-    assert len(served) == 3 * 22
+    assert len(served) == 3 * 23
     for job in served:
         need, = job.needs
         cache, args = caches[need.split("/")[0]], job.config.teacher.args
         assert args["serve"] == "cache" and args["path"] == f"experiments/gsm8k_qwen1b7/cache/{need[6:-5]}"
         assert job.config.task == cache.task and job.config.student == cache.student and args["cache_dtype"] == "fp32"
-        same = ("context", "shots", "fewshot_seed", "max_length", "precision", "cache_dtype", "model")
+        same = ("context", "shots", "fewshot_seed", "max_length", "precision", "cache_dtype", "model", "keep")
         assert all(args[key] == cache.teacher.args[key] for key in same) and args["k"] <= cache.teacher.args["k"]
         term, = (term for term in job.config.objective if term.name == "topk")
         cached, = (term for term in cache.objective if term.name == "topk")

@@ -79,7 +79,8 @@ class Outputs:
     A causal LM's logits over its whole vocabulary are too large to keep: it returns the hidden states at the
     positions that predict answer tokens and the `head` that turns them into logits, piece by piece. Its features
     are `next`, (N, D): the hidden states one position later, at the answer tokens themselves. A teacher with a
-    context returns its largest logits at those positions in `topk`, by the same two names (`rows` and `next`).
+    context returns its largest logits at those positions in `topk`, by the same two names (`rows` and `next`), or, for
+    the student's own head to make all logits of, its hidden states there in `features`.
     """
 
     logits: Tensor | None  # (N, K) at scored positions; None for a teacher without a classifier

@@ -103,7 +103,8 @@ def _check_terms(config: Config, need: Need, text: bool) -> None:
         need("student_attention" not in wants or bool(term.layers) or not term.used, f"{here}.layers",
              f"{term.name} needs the blocks whose attention it is about, such as [0, 1, 2]; got none")
         args = term.args
-        need(term.name != "topk" or "mse" in args["form"] or args["tail"] != "bucket" or args["tau"] == 1,
+        whole = config.teacher.args.get("keep") == "hidden"
+        need(term.name != "topk" or whole or "mse" in args["form"] or args["tail"] != "bucket" or args["tau"] == 1,
              f"{here}.tail", f"bucket needs tau 1, the temperature of the teacher's logsumexp, got {args.get('tau')}; "
              "use tail: renormalise", f"{here}.tau", f"{here}.form")
         need(term.name != "topk" or args["form"] != "reverse_kl" or args["tail"] != "ignore", f"{here}.tail",
@@ -151,10 +152,22 @@ def _check_text(config: Config, need: Need) -> None:
     need(not student["trust_remote_code"] or bool(COMMIT.fullmatch(student["revision"])), "student.revision",
          f"trust_remote_code needs a commit of 40 hex digits, got {student['revision']!r}",
          "student.trust_remote_code")
+    if teacher.name == "context_lm":
+        _check_context(config, need)
     precision = teacher.args.get("precision", config.train.precision)
     need(precision == config.train.precision, "teacher.precision",
          f"must be train.precision {config.train.precision}, got {precision}; write ${{train.precision}}",
          "train.precision")
+
+
+def _check_context(config: Config, need: Need) -> None:
+    """What a language teacher keeps of what it says."""
+    args, student = config.teacher.args, config.student.args
+    hidden = args["keep"] == "hidden"
+    need(not hidden or student["lora"], "teacher.keep", "hidden makes logits by the head that the student shares with "
+         "its teacher, and full fine-tuning changes it; use topk, or set student.lora", "student.lora")
+    need(hidden or args["cache_dtype"] != "bf16", "teacher.cache_dtype", "bf16 is for keep: hidden; logits need more "
+         "digits: use fp16 or fp32", "teacher.keep")
 
 
 def _zero(duration: str) -> bool:

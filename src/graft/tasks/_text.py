@@ -145,6 +145,7 @@ class TextTask:
     extract: Callable[[str], tuple[str, str]]  # generated text -> prediction: strict, flexible; "" if there is none
     stop: tuple[str, ...] = ()  # text that ends an answer besides the end-of-turn token
     overlap: int = 0  # test items whose question also stands in train or val
+    answered: str = ""  # digest of the training answers where they are not the data's own
 
     unit = "items"
     classes = ()

@@ -1,16 +1,14 @@
-"""A language teacher's largest logits at every answer token of the training items, on disk.
+"""A language teacher's largest logits, or hidden states, at every answer token of the training items, on disk.
 
 A cache is used only where model, tokenizer, template, items, context, precision and dtype are the same, K is no smaller
 than what is wanted, and every array has the sha256 that it had when it was finished. What the files hold, and what of
 damage is noticed, stands in `_topk_files`. An interrupted job goes on, and the same command mends a damaged cache.
 """
 
-import hashlib
-import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +21,36 @@ from tqdm import tqdm
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens
 from graft.runtime.digests import of_files
-from graft.runtime.files import cache_dir
 from graft.runtime.lock import RunLock
-from graft.tasks._context import CHOICE, Context
+from graft.tasks._context import Context
 from graft.tasks._text import TextTask
+from graft.teachers._facts import about as about
+from graft.teachers._facts import folder_for as folder_for
+from graft.teachers._facts import refuse_other
 from graft.teachers._topk import divide, within
 from graft.teachers._topk_files import (
     AGAIN,
-    DTYPES,
     Arrays,
     Damaged,
+    States,
     check_layout,
     digests,
     files,
     forget_changed,
     lay_out,
+    layout,
     load,
     mark,
+    of_states,
     read_manifest,
     write_manifest,
 )
-from graft.training.resume import leaves
-
-FORMAT = 2
-
-
-def about(task: TextTask, context: Context, base: str, precision: str, dtype: str) -> dict[str, Any]:
-    """Everything the logits depend on, and how they are kept; K apart.
-
-    `base` identifies the weights. Raises UserError if nobody can have the same ones again.
-    """
-    if base.startswith("random"):
-        raise UserError("teacher.serve: the student's weights are drawn for each run alone, a cache would be another "
-                        "model's; name teacher.model")
-    return {"format": FORMAT, "model": base, "tokenizer": task.prompt.tokenizer_sha256,
-            "template": task.prompt.template_sha256, "items": task.fingerprints["train"], "max_length": task.max_length,
-            "split": "train", "context": asdict(context), "choice": CHOICE, "precision": precision, "dtype": dtype}
 
 
 def said(short: int, items: int, context: Context) -> str:
     """What a run says about its teacher's context when it starts."""
     return (f"teacher reads {context.shots if context.kind != 'zeroshot' else 0} worked examples ({context.kind}); "
             f"{short} of {items} items had to drop some to fit teacher.max_length {context.max_length}")
-
-
-def folder_for(wanted: dict[str, Any], path: str) -> Path:
-    """Where a cache belongs: `path`, or a folder named by what is in it."""
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(path) if path else cache_dir() / f"topk-{key}"
-
-
-def refuse_other(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any], k: int) -> None:
-    """Raise UserError naming the first thing in which a cache differs from what is wanted."""
-    have, want = leaves(manifest["about"]), leaves(wanted)
-    for key, value in want.items():
-        if have.get(key) != value:
-            raise UserError(f"teacher.path: {folder}: made with another {key} ({str(have.get(key))[:60]}, wanted "
-                            f"{str(value)[:60]}); build another cache")
-    if manifest["k"] < k:
-        raise UserError(f"teacher.k: {k}, the cache {folder} holds the {manifest['k']} largest logits")
 
 
 class CachedTeacher(nn.Module):
@@ -106,10 +75,11 @@ class CachedTeacher(nn.Module):
         self.arrays, _ = _open(folder, self.manifest, "r")
 
     def forward(self, tokens: Tokens, features: Sequence[str] = ("rows",)) -> Outputs:
-        """`topk[name]` for each of `features`, at the answer tokens of these items."""
+        """`topk[name]`, or hidden states, for each of `features`, at the answer tokens of these items."""
         assert tokens.split == "train"
         spans = [(int(self.offsets[i]), int(self.offsets[i + 1])) for i in tokens.index.tolist()]
-        return Outputs(None, topk={name: self.arrays[name].read(spans, self.k, tokens.ids.device) for name in features})
+        found = {name: self.arrays[name].read(spans, self.k, tokens.ids.device) for name in features}
+        return Outputs(None, features=found) if of_states(self.manifest) else Outputs(None, topk=found)
 
 
 def _refuse_unfinished(folder: Path, manifest: dict[str, Any]) -> None:
@@ -179,7 +149,8 @@ def _begin(folder: Path, wanted: dict[str, Any], k: int, positions: Sequence[str
         except UserError:
             pass
         tokens = int(offsets[-1])
-        per_token = len(positions) * (k * (np.dtype(DTYPES[wanted["dtype"]]).itemsize + 4) + 8)
+        arrays = layout(1, k, wanted["dtype"], of_states({"about": wanted})).values()
+        per_token = len(positions) * sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in arrays)
         lay_out(folder, {"about": wanted, "k": k, "positions": list(positions), "tokens": tokens,
                          "items": len(offsets) - 1, "bytes": per_token * tokens, "bytes_per_token": per_token,
                          "short": teacher.short, "vocabulary": teacher.vocabulary})
@@ -198,7 +169,8 @@ def _refuse_other_use(folder: Path, wanted: dict[str, Any], k: int, positions: S
 
 def _open(folder: Path, manifest: dict[str, Any], mode: str = "r+") -> tuple[dict[str, Arrays], np.ndarray]:
     shape = manifest["tokens"], manifest["k"], manifest["about"]["dtype"]
-    arrays = {name: Arrays(folder, name, *shape, mode) for name in manifest["positions"]}
+    kind = States if of_states(manifest) else Arrays
+    arrays = {name: kind(folder, name, *shape, mode) for name in manifest["positions"]}
     return arrays, load(folder / "done.npy", mode)
 
 
@@ -233,8 +205,10 @@ def _compute(folder: Path, manifest: dict[str, Any], teacher: nn.Module, task: T
         with autocast():
             seen = teacher(tokens, features=manifest["positions"])
         for name, written in arrays.items():
-            for i, top in zip(index.tolist(), divide(seen.topk[name], tokens.counts), strict=True):
-                written.write(int(answers.offsets[i]), top)
+            each = (divide(seen.topk[name], tokens.counts) if name in seen.topk else
+                    seen.features[name].split(tokens.counts.tolist()))
+            for i, said_ in zip(index.tolist(), each, strict=True):
+                written.write(int(answers.offsets[i]), said_)
             written.flush()
         for i in index.tolist():  # only after its logits are written
             done[i] = mark(arrays.values(), int(answers.offsets[i]), int(answers.offsets[i + 1]))

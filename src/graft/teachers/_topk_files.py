@@ -3,8 +3,9 @@
 Flat arrays over all answer tokens, item after item: `log_probs` (tokens, K) float16 or float32, `indices` (tokens, K)
 int32, `offset` and `logsumexp` (tokens,) float32, once for each position that was asked for. A logit is `log_probs` +
 `offset`: log-probabilities keep more digits than raw logits, and `logsumexp` is that of the rounded ones and the exact
-mass of the others, so that the K and the others still add up to 1. `done` (items,) uint64 is 0 until an item is
-computed, then 1 + the CRC-32 of its rows, so that damage to an unfinished cache is found, and only what is damaged
+mass of the others, so that the K and the others still add up to 1. A cache of hidden states has one array `hidden`
+(tokens, width) instead: float16, float32, or the bits of bfloat16 as int16. `done` (items,) uint64 is 0 until an item
+is computed, then 1 + the CRC-32 of its rows, so that damage to an unfinished cache is found, and only what is damaged
 computed again. `manifest.json` says whose logits these are, holds its own digest, and once all items are done the
 sha256 of every array.
 
@@ -24,13 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from graft.errors import DiskProblem, UserError
 from graft.outputs import TopK, on_device
 from graft.runtime.checkpoint import sha256
 from graft.runtime.files import write_text
 
-DTYPES = {"fp16": np.float16, "fp32": np.float32}
+DTYPES = {"fp16": np.float16, "fp32": np.float32, "bf16": np.int16}  # numpy has no bfloat16: its bits
 AGAIN = "scripts/cache_teacher.py and the same configuration"
 
 
@@ -68,8 +70,15 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def layout(tokens: int, k: int, dtype: str) -> dict[str, tuple[type, tuple]]:
-    """Type and shape of the arrays of a position, by name."""
+def of_states(manifest: dict[str, Any]) -> bool:
+    """Whether a cache keeps hidden states rather than the largest logits."""
+    return manifest["about"].get("keep") == "hidden"
+
+
+def layout(tokens: int, k: int, dtype: str, hidden: bool) -> dict[str, tuple[type, tuple]]:
+    """Type and shape of the arrays of a position, by name; of hidden states, `k` is their width."""
+    if hidden:
+        return {"hidden": (DTYPES[dtype], (tokens, k))}
     return {"log_probs": (DTYPES[dtype], (tokens, k)), "indices": (np.int32, (tokens, k)),
             "offset": (np.float32, (tokens,)), "logsumexp": (np.float32, (tokens,))}
 
@@ -77,7 +86,7 @@ def layout(tokens: int, k: int, dtype: str) -> dict[str, tuple[type, tuple]]:
 def files(manifest: dict[str, Any]) -> dict[str, tuple[type, tuple]]:
     """Type and shape of every array of a cache, by its file's name."""
     arrays = {f"{position}.{name}.npy": about for position in manifest["positions"] for name, about in
-              layout(manifest["tokens"], manifest["k"], manifest["about"]["dtype"]).items()}
+              layout(manifest["tokens"], manifest["k"], manifest["about"]["dtype"], of_states(manifest)).items()}
     return {**arrays, "done.npy": (np.uint64, (manifest["items"],))}
 
 
@@ -136,9 +145,11 @@ def load(file: Path, mode: str) -> np.ndarray:
 class Arrays:
     """The memory-mapped arrays of a cache, for one position; mode `w+` makes them, `r` and `r+` take what is there."""
 
+    hidden = False
+
     def __init__(self, folder: Path, position: str, tokens: int, k: int, dtype: str, mode: str):
-        self.arrays = {}
-        for name, (kind, shape) in layout(tokens, k, dtype).items():
+        self.arrays, self.dtype = {}, dtype
+        for name, (kind, shape) in layout(tokens, k, dtype, self.hidden).items():
             file = folder / f"{position}.{name}.npy"
             if mode == "w+":
                 allocate(file, kind, shape)
@@ -173,6 +184,27 @@ class Arrays:
         """Hand everything to the disk."""
         for array in self.arrays.values():
             array.flush()
+
+
+class States(Arrays):
+    """The same for hidden states."""
+
+    hidden = True
+
+    def write(self, start: int, states: Tensor) -> None:
+        """Put those of one item at row `start` on. Raises UserError if one is not finite or too large."""
+        if not states.isfinite().all():
+            raise UserError("teacher: a hidden state is not finite; nothing can be learned from it")
+        stored = states.to({"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]).cpu()
+        if not stored.isfinite().all():
+            raise UserError("teacher.cache_dtype: a hidden state does not fit float16; use bf16 or fp32")
+        rows = stored.view(torch.int16) if self.dtype == "bf16" else stored
+        self.arrays["hidden"][start:start + len(rows)] = rows.numpy()
+
+    def read(self, spans: Sequence[tuple[int, int]], k: int, device: torch.device) -> Tensor:
+        """The rows of `spans` one after the other, (N, width) float32."""
+        rows = torch.from_numpy(np.concatenate([self.arrays["hidden"][start:end] for start, end in spans]))
+        return on_device(rows.view(torch.bfloat16) if self.dtype == "bf16" else rows, device, torch.float32)
 
 
 def mark(arrays: Iterable[Arrays], start: int, end: int) -> int:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK
@@ -28,12 +28,16 @@ def build(task: TextTask, student: CausalLM, *,
           fewshot_seed: Annotated[int, ">= 0", "which ones; independent of the training seed"] = 42,
           max_length: Annotated[int, "> 0", "tokens of the teacher's sequence; examples that do not fit are dropped"]
           = 4096,
-          k: Annotated[int, "> 0", "logits kept at each answer token, the largest ones"] = 256,
+          keep: Annotated[str, "topk | hidden", "what is known of the teacher at each answer token. topk: its largest "
+                          "logits; hidden: its last hidden state, from which the head that it shares with a LoRA "
+                          "student makes all logits, for any tau and without a tail"] = "topk",
+          k: Annotated[int, "> 0", "topk: how many logits"] = 256,
           serve: Annotated[str, "adapter | copy | cache", "adapter: the student's own weights without its adapters; "
                            "copy: a second, frozen model; cache: what scripts/cache_teacher.py computed"] = "adapter",
           path: Annotated[str, "", "cache: its folder; empty: found by its content in $GRAFT_CACHE or cache/",
                           "where the cache lies; its content is compared"] = "",
-          cache_dtype: Annotated[str, "fp16 | fp32", "cache: of the logits on disk"] = "fp16",
+          cache_dtype: Annotated[str, "fp16 | fp32 | bf16", "cache: of what is kept on disk; bf16 for keep: hidden"]
+          = "fp16",
           precision: Annotated[str, "fp32 | bf16", "cache: what it was computed in; write ${train.precision}"] = "fp32",
           model: Annotated[str, "", "copy, cache: another model with the same tokenizer; empty: the student's"] = "",
           revision: Annotated[str, "", "copy, cache: of that model on the hub"] = "",
@@ -41,14 +45,15 @@ def build(task: TextTask, student: CausalLM, *,
           batch_tokens: Annotated[int, "> 0", "tokens per forward pass, padding included"] = 16384) -> nn.Module:
     """A frozen teacher: `forward(tokens, features)` gives the top-K logits at the student's positions.
 
-    Raises UserError where student, model, tokenizer, K or cache do not fit, before anything is trained.
+    Raises UserError where student, model, tokenizer, K, head or cache do not fit, before anything is trained.
     """
     settings = settings_of(task, context, shots, fewshot_seed, max_length)
-    if k > task.num_classes:
+    if keep == "topk" and k > task.num_classes:
         raise UserError(f"teacher.k: {k} is more than the {task.num_classes} tokens of the vocabulary")
     if serve == "cache":
         base = f"{_language.identity(model, revision, 'teacher.model')} in {dtype}" if model else student.base
-        wanted = _topk_cache.about(task, settings, base, precision, cache_dtype)
+        wanted = _topk_cache.about(task, settings, base, precision, cache_dtype, keep)
+        _refuse_other_head(keep, student, base)
         cached = _topk_cache.CachedTeacher(_topk_cache.folder_for(wanted, path), wanted, k, task)
         _refuse_wider(cached.manifest["vocabulary"], student)
         return cached
@@ -60,10 +65,25 @@ def build(task: TextTask, student: CausalLM, *,
         own = (frozen_lm(task, model, revision, dtype) if model
                else frozen_lm(task, student.source, student.revision, same))
         _refuse_wider(own.head.vocabulary, student)
-        return freeze(ContextLM(task, settings, own, k, batch_tokens))
+        _refuse_other_head(keep, student, own.base)
+        return freeze(ContextLM(task, settings, own, k, batch_tokens, keep=keep))
     if not student.lora or model:
         raise UserError("teacher.serve: adapter needs a LoRA student and teaches with its own model; use cache or copy")
-    return freeze(ContextLM(task, settings, student, k, batch_tokens, student.untrained))
+    _refuse_other_head(keep, student, student.base)
+    return freeze(ContextLM(task, settings, student, k, batch_tokens, student.untrained, keep))
+
+
+def _refuse_other_head(keep: str, student: CausalLM, base: str) -> None:
+    """Hidden states become logits by the student's head, which must be the teacher's, now and after training."""
+    if keep != "hidden":
+        return
+    output = student.model.get_output_embeddings()
+    if not student.lora or type(output) is not nn.Linear or output.weight.requires_grad:
+        raise UserError("teacher.keep: hidden needs a LoRA student whose head (its output embedding) stays as it is; "
+                        "take the head out of student.targets, or use topk")
+    if base != student.base:
+        raise UserError("teacher.model: keep: hidden makes logits by the student's head, and another model has another "
+                        f"one ({base[:60]}, the student {student.base[:60]}); use keep: topk")
 
 
 def _refuse_wider(rows: int, student: CausalLM) -> None:
@@ -104,8 +124,9 @@ class ContextLM(nn.Module):
     positions = ("rows", "next")
 
     def __init__(self, task: TextTask, context: Context, lm: CausalLM, k: int, batch_tokens: int,
-                 alone: Callable[[], AbstractContextManager] | None = None):
+                 alone: Callable[[], AbstractContextManager] | None = None, keep: str = "topk"):
         super().__init__()
+        self.keep, self.width = keep, lm.model.get_output_embeddings().weight.shape[1]
         self.k, self.batch_tokens, self.alone = k, batch_tokens, alone or contextlib.nullcontext
         self.own, self.vocabulary = None if alone else lm, lm.head.vocabulary
         self.identity = lm.base
@@ -117,19 +138,27 @@ class ContextLM(nn.Module):
         self.short = sum(d > 0 for d in dropped)  # items that had to drop examples
         self.notes = (_topk_cache.said(self.short, len(dropped), context),)
 
+    @property
+    def columns(self) -> int:
+        """Numbers that a cache keeps of each token: K logits, or a hidden state."""
+        return self.width if self.keep == "hidden" else self.k
+
     @torch.no_grad()
     def forward(self, tokens: Tokens, features: Sequence[str] = ("rows",)) -> Outputs:
-        """`topk[name]` for each of `features`: `rows` predict the answer tokens, `next` is one position later."""
+        """`topk[name]`, or hidden states, for each of `features`: `rows` predict the answer tokens, `next` is one
+        position later."""
         assert tokens.split == "train", "a context is prepared for training items"
         lengths = self.prompts.lengths[tokens.index] + self.answers.lengths[tokens.index]
-        found: list[dict[str, TopK]] = [{}] * len(lengths)
+        found: list[dict[str, TopK | Tensor]] = [{}] * len(lengths)
         with self.alone():
             for places in within(lengths, self.batch_tokens):
                 seen, _ = sequences(self.prompts, self.answers, tokens.index[places], "train", tokens.ids.device)
                 out = self._lm[0](seen, features=[name for name in features if name != "rows"])
                 hidden = {"rows": out.hidden, **out.features}
-                tops = {name: divide(top_k(hidden[name], out.head, self.k), seen.counts)
-                        for name in features}
+                each = {name: hidden[name].split(seen.counts.tolist()) if self.keep == "hidden" else
+                        divide(top_k(hidden[name], out.head, self.k), seen.counts) for name in features}
                 for row, place in enumerate(places.tolist()):
-                    found[place] = {name: tops[name][row] for name in features}
+                    found[place] = {name: each[name][row] for name in features}
+        if self.keep == "hidden":
+            return Outputs(None, features={name: torch.cat([one[name] for one in found]) for name in features})
         return Outputs(None, topk={name: join([one[name] for one in found]) for name in features})

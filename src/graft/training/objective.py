@@ -185,15 +185,15 @@ class Objective(nn.Module):
 
         Where there are several pieces, each is computed again in the backward pass instead of being kept.
         """
-        hidden = {"rows": student.hidden, **student.features}
+        hidden, said = {"rows": student.hidden, **student.features}, teacher.features if teacher is not None else {}
         at_once = max(1, LOGITS_AT_ONCE // student.head.vocabulary)
         total, values = 0.0, {}
         for start in range(0, len(targets), at_once):
             piece = slice(start, start + at_once)
             tops = {name: TopK(top.values[piece], top.indices[piece], top.logsumexp[piece])
                     for name, top in (teacher.topk if teacher is not None else {}).items()}
-            states = {name: state[piece] for name, state in hidden.items()}
-            given = (states, student.head, tops, targets[piece], weights, window)
+            states, theirs = ({name: state[piece] for name, state in of.items()} for of in (hidden, said))
+            given = (states, student.head, tops, theirs, targets[piece], weights, window)
             if len(targets) > at_once and torch.is_grad_enabled():
                 loss, terms = checkpoint(self._piece, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -203,9 +203,13 @@ class Objective(nn.Module):
         return total, values
 
     def _piece(self, states: dict[str, Tensor], head: Callable[[Tensor], Tensor], tops: dict[str, TopK],
-               targets: Tensor, weights: list[float], window: float) -> tuple[Tensor, dict[str, Tensor]]:
+               theirs: dict[str, Tensor], targets: Tensor, weights: list[float],
+               window: float) -> tuple[Tensor, dict[str, Tensor]]:
         logits = {name: head(states[name])
                   for name in {built.position for built, weight in zip(self.terms, weights) if weight}}
+        with torch.no_grad():  # of a teacher's hidden states, by the head that it shares with the student
+            all_of_theirs = {name: head(theirs[name]).float() for name in logits.keys() & theirs.keys()}
+        tops = {**tops, **{name: TopK(all_, None, all_.logsumexp(-1)) for name, all_ in all_of_theirs.items()}}
 
         def layers(built: Built) -> list[dict[str, Any]]:
             return [{"logits": logits[built.position], "targets": targets, "teacher_topk": tops.get(built.position)}]

@@ -71,4 +71,6 @@ def _key(cfg: Config) -> str:
     args = cfg.teacher.args
     model = {} if args["model"] else {key: cfg.student.args[key] for key in MODEL}
     positions = sorted({term.args["position"] for term in cfg.objective if term.used and "position" in term.args})
-    return json.dumps([cfg.identity()["task"], {key: args[key] for key in SETTINGS}, model, positions], sort_keys=True)
+    settings = {key: args[key] for key in SETTINGS}
+    settings |= {"keep": args["keep"]} if args["keep"] != "topk" else {}  # the digests of those that are there stay
+    return json.dumps([cfg.identity()["task"], settings, model, positions], sort_keys=True)
