@@ -57,14 +57,14 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
     """One line a condition, from top to bottom; the second panel only where there are shares with intervals."""
     prefixes = shown_shares(rows)
     panels = 1 + bool(prefixes)
-    height = 1.1 + 0.27 * len(rows) if len(prefixes) > 1 else 0.95 + 0.2 * len(rows)
+    height = 0.7 + 0.28 * len(rows) if len(prefixes) > 1 else 0.55 + 0.24 * len(rows)
     figure, axes = figures.axes(figures.PAGE if panels > 1 else figures.COLUMN, height, 1, panels, sharey=True)
     reference_lines(axes[0], found, "x")
     for y, row in enumerate(rows.itertuples()):
         point(axes[0], y, figures.look(y), row.seeds, row.accuracy, row.low, row.high)
         own = seeds[seeds["condition"] == row.condition]
         if row.seeds > 1:
-            axes[0].plot(own["accuracy"], [y + 0.3] * len(own), ".", color="0.3", markersize=2.5, zorder=4)
+            axes[0].plot(own["accuracy"], y + figures.below(len(own)), ".", color="0.3", markersize=2.5, zorder=4)
     axes[0].set_yticks(range(len(rows)), rows["condition"])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     lines = pd.DataFrame([*rows.to_dict("records"), *(found[name] for name in REFERENCES if name in found)])
@@ -75,7 +75,7 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any
     if panels > 1:
         draw_shares(axes[1], rows, prefixes)
     if axes[0].get_legend_handles_labels()[0]:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        figures.legend(figure, *axes[0].get_legend_handles_labels())
     note(figure, " (dots)", "hollow, grey bands", *["shares: over both"] * (panels > 1))
     return figure
 
@@ -110,7 +110,7 @@ def main() -> None:
         print(f"{where}: no shares: the interval of the k-shot gap is not above 0", file=sys.stderr)
     rows = pd.DataFrame([found[name] for name in chosen]).join(gaps, on="condition")
     referred = pd.DataFrame([found[name] for name in REFERENCES if name in found and name not in chosen])
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(rows, seeds, found, args.split), args,
                              pd.concat([part for part in (rows, referred, seeds) if len(part)], ignore_index=True))
     print(*paths, sep="\n")

@@ -11,7 +11,7 @@ from graft.reporting import figures, results, tables
 
 def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> figures.Figure:
     """One line a condition, from top to bottom; values in percent."""
-    figure, (ax,) = figures.axes(figures.COLUMN, 0.75 + 0.24 * len(rows))
+    figure, (ax,) = figures.axes(figures.COLUMN, 0.55 + 0.26 * len(rows))
     for y, row in enumerate(rows.itertuples()):
         look = figures.look(y)
         if row.condition == baseline:
@@ -23,14 +23,15 @@ def draw(rows: pd.DataFrame, seeds: pd.DataFrame, baseline: str, title: str) -> 
                         color=look["color"], capsize=2, zorder=2)
         ax.plot(row.accuracy, y, marker=look["marker"], color=look["color"], markersize=5, zorder=3)
         own = seeds[seeds["condition"] == row.condition]
-        ax.plot(own["accuracy"], [y + 0.28] * len(own), ".", color="0.3", markersize=3, zorder=4)
+        if len(own) > 1:
+            ax.plot(own["accuracy"], y + figures.below(len(own)), ".", color="0.3", markersize=3, zorder=4)
     ax.set_yticks(range(len(rows)), [row.condition + ("\n(1 seed)" if row.seeds == 1 else "")
                                      for row in rows.itertuples()])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    low, high = ax.get_xlim()
-    ax.set_xlim(max(low, -1), min(high, 101))  # no share lies beyond 0 or 100
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(title)
+    grey = "; grey: baseline" if baseline in set(rows["condition"]) else ""
+    figures.foot(figure, f"mean and 95% interval over seeds (dots){grey}")
     return figure
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     for part in (rows, seeds):
         part[part.columns.intersection(["accuracy", "low", "high", "chance"])] *= 100
     title = f"{args.split} accuracy, %" + ("" if pd.isna(chance) else f" (chance {100 * chance:.3g})")
-    with figures.style():
+    with figures.style(args.style):
         figure = draw(rows, seeds, content.get("baseline", ""), title)
         paths = figures.save(figure, args, pd.concat([rows, seeds], ignore_index=True))
     print(*paths, sep="\n")

@@ -38,10 +38,10 @@ def curves(content: dict[str, Any], split: str) -> tuple[pd.DataFrame, pd.DataFr
 
 def draw(means: pd.DataFrame, points: pd.DataFrame, chosen: list[str], found: dict[str, dict[str, Any]],
          baseline: str, split: str) -> figures.Figure:
-    """One panel a condition, three in a row, on common axes; in each the baseline and the untrained model."""
-    columns = min(3, len(chosen))
+    """One panel a condition on common axes; in each the baseline and the untrained model."""
+    columns = figures.across(len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    width, height = (figures.COLUMN, 2.6) if columns == 1 else (figures.PAGE, 0.75 + 1.3 * rows)
+    width, height = (figures.COLUMN, 2.2) if columns == 1 else (figures.PAGE, 0.3 + 1.3 * rows)
     figure, panels = figures.axes(width, height, rows, columns, sharex=True, sharey=True)
     by_name = dict(tuple(means.groupby("condition", sort=False)))
     for i, (panel, name) in enumerate(zip(panels, chosen, strict=False)):
@@ -56,17 +56,17 @@ def draw(means: pd.DataFrame, points: pd.DataFrame, chosen: list[str], found: di
                        markerfacecolor="white" if own["seeds"].iloc[0] == 1 else look["color"])
         panel.set_title(name)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.tick_params(labelbottom=i + columns >= len(chosen))  # where there is nothing below it
-        if i // columns == rows - 1:
-            panel.set_xlabel("optimizer step")
+        lowest = i + columns >= len(chosen)  # there is nothing below it
+        panel.tick_params(labelbottom=lowest)
+        panel.set_xlabel("optimizer step" if lowest else "")
     lines = pd.DataFrame([*means.to_dict("records"), *found.values()])
     panels[0].set_ylim(limits([*lines["accuracy"], *points["accuracy"]], [*lines["low"], *lines["high"]]))
     for panel in panels[len(chosen):]:
         panel.remove()
-    figure.supylabel(f"{split} accuracy, %", fontsize=8)
+    figure.supylabel(f"{split} accuracy, %", fontsize="medium")
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=3 if columns > 1 else 2)
+        figures.legend(figure, handles, labels)
     note(figure, " (thin lines)", "hollow, grey bands")
     return figure
 
@@ -83,7 +83,7 @@ def main() -> None:
     found = {name: one for name, one in estimates(content, args.split).items() if name in REFERENCES}
     name_missing(found, f"{args.results}: {args.split}")
     table = pd.concat([part for part in (means, pd.DataFrame(found.values()), points) if len(part)], ignore_index=True)
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(means, points, chosen, found, baseline, args.split), args, table)
     print(*paths, sep="\n")
 

@@ -80,7 +80,7 @@ def heat_map(ax: Axes, panel: dict[str, Any], norm: Normalize) -> None:
 def draw(rows: list[list[dict[str, Any]]], note: str) -> figures.Figure:
     """One panel a condition in each of the two kinds; one scale from 0 to 1 for all."""
     columns = max(map(len, rows))
-    height = 0.2 + len(rows) * (0.65 + 4.6 / (columns + 0.3)) + 0.1 * any(row[0]["references"] for row in rows)
+    height = 0.1 + len(rows) * (0.65 + 4.6 / (columns + 0.3)) + 0.1 * any(row[0]["references"] for row in rows)
     figure, axes = figures.axes(figures.PAGE, height, len(rows), columns)
     norm = Normalize(0, 1, clip=True)
     for place, ax in enumerate(axes):
@@ -92,7 +92,7 @@ def draw(rows: list[list[dict[str, Any]]], note: str) -> figures.Figure:
         if place % columns == 0:
             ax.set_ylabel("student's block")
     figure.colorbar(ScalarMappable(norm, "cividis"), ax=figure.axes, label="CKA", fraction=0.03, aspect=30)
-    figure.supxlabel(note, fontsize=7)
+    figures.foot(figure, note)
     return figure
 
 
@@ -124,7 +124,7 @@ def main() -> None:
     note = describe(rows, first["kernel"], first["n"])
     table = pd.concat([cells(panel) for row in rows for panel in row])
     front = ["condition", "pair", "layer_1", "layer_2", "cka", "seeds", "null_max_abs"]
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(rows, note), args,
                              table[[*front, *(key for key in table if key not in front)]])
     print(*paths, sep="\n")

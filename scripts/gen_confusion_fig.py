@@ -16,11 +16,12 @@ ANNOTATED = 12  # classes up to which the numbers are written into the cells
 
 
 def draw(counts: dict[str, NDArray], classes: list[str]) -> figures.Figure:
-    """One panel a condition, three in a row; `counts` (K, K), true by predicted. The diagonal is grey."""
-    columns = min(3, len(counts))
+    """One panel a condition; `counts` (K, K), true by predicted. The diagonal is grey."""
+    columns = figures.across(len(counts), 3)
     rows = math.ceil(len(counts) / columns)
     width = figures.PAGE if columns > 1 else figures.COLUMN
-    figure, panels = figures.axes(width, 0.45 + rows * (width - 0.7) / columns, rows, columns)
+    side = (width - 0.7) / (1 if columns == 1 else 3)  # inches, of a panel
+    figure, panels = figures.axes(width, 0.45 + rows * side, rows, columns)
     percent = {name: 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1) for name, matrix in counts.items()}
     errors = {name: np.ma.masked_where(np.eye(len(classes), dtype=bool), shares) for name, shares in percent.items()}
     highest = max(float(matrix.max()) for matrix in errors.values()) or 1.0
@@ -64,7 +65,7 @@ def main() -> None:
     table = pd.DataFrame([{"condition": name, "seeds": len(conditions[name]["runs"]), "true": classes[i],
                            "predicted": classes[j], "count": count, "percent": 100 * count / max(matrix[i].sum(), 1)}
                           for name, matrix in counts.items() for (i, j), count in np.ndenumerate(matrix)])
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(counts, classes), args, table)
     print(*paths, sep="\n")
 

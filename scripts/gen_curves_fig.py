@@ -14,6 +14,7 @@ from scipy import stats
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures
+from graft.reporting.quantities import is_share, quantity
 from graft.runtime import files
 
 BANDS = {"range": ("min", "max"), "ci95": ("low", "high")}  # columns of the table
@@ -46,33 +47,33 @@ def curves(base_dir: Path, condition: str) -> pd.DataFrame:
     found = tidy.groupby(["key", "step"], sort=True)["value"].agg(["mean", "min", "max", "sem", "count"]).reset_index()
     found = found[found["count"] == len(seeds)].rename(columns={"count": "seeds"})
     half = (found["sem"] * stats.t.ppf(0.975, len(seeds) - 1)).where(found["max"] > found["min"])  # NaN with one seed
-    share = found["key"].str.contains(r"/(?:accuracy|top\d)")
+    share = found["key"].map(is_share)
     low, high = found["mean"] - half, found["mean"] + half
     return found.assign(condition=condition, low=low.clip(lower=0).where(share, low),
                         high=high.clip(upper=1).where(share, high))
 
 
 def draw(table: pd.DataFrame, conditions: list[str], keys: list[str], band: str) -> figures.Figure:
-    """One panel a key, three in a row; one legend for all."""
-    columns = min(3, len(keys))
+    """One panel a key, one legend for all."""
+    columns = figures.across(len(keys))
     rows = math.ceil(len(keys) / columns)
-    across = min(4 if columns > 1 else 2, len(conditions))  # entries in a row of the legend
-    height = 0.4 + 1.7 * rows + 0.14 * (math.ceil(len(conditions) / across) - 1)
-    figure, panels = figures.axes(figures.PAGE if columns > 1 else figures.COLUMN, height, rows, columns)
+    figure, panels = figures.axes(figures.PAGE if columns > 1 else figures.COLUMN, 0.1 + 1.7 * rows, rows, columns)
     low, high = BANDS[band]
     for panel, key in zip(panels, keys, strict=False):
+        title, scale = quantity(key)
         for i, condition in enumerate(conditions):
             own = table[(table["condition"] == condition) & (table["key"] == key)]
+            own = own.assign(**scale * own[["mean", low, high]])
             every = max(1, len(own) // 6)
             panel.plot(own["step"], own["mean"], **figures.look(i), markevery=(i % every, every), label=condition)
             panel.fill_between(own["step"], own[low], own[high], color=f"C{i % 10}", alpha=0.2, linewidth=0)
-        panel.set_title(key)
+        panel.set_title(title)
         panel.set_xlabel("optimizer step")
     for panel in panels[len(keys):]:
         panel.remove()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=across)
-    if band == "ci95":
-        figure.supxlabel("mean and 95% interval over seeds, none with one", fontsize=6.5)
+    figures.legend(figure, *panels[0].get_legend_handles_labels())
+    figures.foot(figure, "mean and 95% interval over seeds, none with one" if band == "ci95" else
+                 "mean of the seeds, and from the lowest to the highest of them")
     return figure
 
 
@@ -99,7 +100,7 @@ def main() -> None:
     for key in unknown:
         print(f"missing: {key}", file=sys.stderr)
     table = table[table["key"].isin(keys)][["condition", "key", "step", "mean", *BANDS[args.band], "seeds"]]
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, conditions, keys, args.band), args, table)
     print(*paths, sep="\n")
 

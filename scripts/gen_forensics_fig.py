@@ -1,4 +1,5 @@
-"""Forensics in four panels: Hessian trace, locality spectrum, dispersion of the class token, collapsed heads.
+"""Forensics in four panels: Hessian trace, locality spectrum, dispersion of the class token, collapsed heads (where no
+head of any run has collapsed, how far the most local one is from it).
 
     python scripts/gen_forensics_fig.py --forensics experiments/demo/forensics.json --out assets
 
@@ -22,8 +23,11 @@ PANELS: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {
     "hessian_trace": lambda run: {"value": run["hessian"]["trace"]["value"],
                                   "error": run["hessian"]["trace"]["standard_error"]} if "hessian" in run else {},
     "cls_dispersion": lambda run: {"value": run["avg_cls_dispersion"]},
-    "collapsed_heads": lambda run: {"value": 100 * run["collapsed_heads_ratio_relative"]}}
-RANGES = {"hessian_trace": stats.REAL, "cls_dispersion": stats.POSITIVE, "collapsed_heads": (0.0, 100.0)}
+    "collapsed_heads": lambda run: {"value": 100 * run["collapsed_heads_ratio_relative"]},
+    "smallest_distance": lambda run: {"value": min(x for layer in run["per_layer_stats"].values()
+                                                   for x in layer["mean_distance"])}}
+RANGES = {"hessian_trace": stats.REAL, "cls_dispersion": stats.POSITIVE, "collapsed_heads": (0.0, 100.0),
+          "smallest_distance": stats.POSITIVE}
 
 
 def by_seed(found: Runs, panel: str) -> pd.DataFrame:
@@ -57,7 +61,7 @@ def strip(ax: Axes, names: list[str], seeds: pd.DataFrame, label: str) -> None:
             ax.errorbar(row["mean"], y, xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
                         color=look["color"], capsize=2)
         ax.plot(row["mean"], y, marker=look["marker"], color=look["color"], markersize=5)
-        ax.errorbar(own["value"], y + np.linspace(0.2, 0.3, len(own)), xerr=2 * own["error"].fillna(0), fmt=".",
+        ax.errorbar(own["value"], y + figures.below(len(own)), xerr=2 * own["error"].fillna(0), fmt=".",
                     color="0.3", markersize=2.5, elinewidth=0.6)
     if not len(seeds):
         ax.set_xticks([])
@@ -79,7 +83,7 @@ def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.
     """Two by two; the legend of the spectrum serves all panels."""
     names = list(found)
     uniform, limits = content["references"]["uniform"], content["thresholds"]
-    height = 1.0 + 2 * max(1.8, 0.28 * len(names) + 0.5)
+    height = 0.6 + 2 * max(1.8, 0.28 * len(names) + 0.5)
     figure, (a, b, c, d) = figures.axes(figures.PAGE, height, 2, 2)
     images = content["data"]["n"]
     of = {panel: seeds[seeds["panel"] == panel] for panel in PANELS}
@@ -90,13 +94,16 @@ def draw(content: dict[str, Any], found: Runs, seeds: pd.DataFrame, spectra: pd.
     strip(c, names, of["cls_dispersion"], cls_label(found, uniform["cls_dispersion"], limits["cls_collapse_warning"]))
     if uniform["cls_dispersion"] is not None:
         c.axvline(uniform["cls_dispersion"], color="black", linewidth=0.8, linestyle=":", zorder=0)
-    strip(d, names, of["collapsed_heads"], f"heads with distance < {limits['relative']:.2f} patches, %")
-    d.set_xlim(-1, min(max(d.get_xlim()[1], 10), 101))  # no share lies beyond 0 or 100
+    if of["collapsed_heads"]["value"].any():
+        strip(d, names, of["collapsed_heads"], f"heads with distance < {limits['relative']:.2f} patches, %")
+    else:
+        strip(d, names, of["smallest_distance"], "distance of the most local head, patches "
+              f"(0 % of heads < {limits['relative']:.2f})")
     for letter, ax in zip("abcd", (a, b, c, d)):
         ax.set_title(f"({letter})", loc="left")
-    figure.legend(*b.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    figure.supxlabel("(a, c, d) mean over seeds with 95% interval; below it each seed, in (a) with two standard "
-                     "errors. (b) mean and range of seeds", fontsize=7)
+    figures.legend(figure, *b.get_legend_handles_labels())
+    figures.foot(figure, "(a, c, d) mean over seeds with 95% interval; below it each seed, in (a) with two standard "
+                 "errors. (b) mean and range of seeds")
     return figure
 
 
@@ -121,7 +128,7 @@ def main() -> None:
     complete(seeds, found, args.forensics, args.allow_missing)
     spectra = pd.concat([spectrum(runs).assign(condition=name) for name, runs in found.items()])
     table = pd.concat([means(seeds), seeds, spectra.assign(panel="locality_spectrum")], ignore_index=True)
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(content, found, seeds, spectra), args, table)
     print(*paths, sep="\n")
 

@@ -53,7 +53,7 @@ def draw(table: pd.DataFrame, conditions: list[str], images: int) -> figures.Fig
     figures.logarithmic(panels[0].yaxis)
     panels[0].set_ylim(floor, 5 * table["density"].max())
     panels[-1].set_xlabel(f"Hessian eigenvalue ({images} images; ticks: largest)")
-    figure.supylabel("spectral density", fontsize=8)
+    figure.supylabel("spectral density", fontsize="medium")
     return figure
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     images = {run["hessian"]["n"] for own in runs.values() for run in own}
     if len(images) > 1:
         raise UserError(f"{args.forensics}: hessian.n: expected one number of images, got {sorted(images)}")
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, chosen, *images), args,
                              table[["condition", "seed", "kind", "eigenvalue", "density", "parameters"]])
     print(*paths, sep="\n")

@@ -12,7 +12,7 @@ from graft.reporting.spectra import column, groups, legend, lines, over_seeds
 
 def draw(table: pd.DataFrame, uniform: float) -> figures.Figure:
     """One line a condition over its blocks."""
-    figure, ax = column(table["condition"].nunique() + 1)
+    figure, ax = column()
     lines(ax, table, "block", uniform)
     ax.set_xlabel("block")
     legend(figure)
@@ -30,7 +30,7 @@ def main() -> None:
                        for name, found in layers.items()])
     uniform = content["references"]["uniform"]["mean_distance"]
     table = table[["condition", "seeds", "block", "mean", "min", "max"]].assign(uniform=uniform)
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, uniform), args, table)
     print(*paths, sep="\n")
 

@@ -19,8 +19,8 @@ def main() -> None:
     table = pd.concat([spectrum(runs).assign(condition=name)
                        for name, runs in groups(content, chosen, args.forensics).items()])
     uniform = content["references"]["uniform"]["mean_distance"]
-    with figures.style():
-        figure, ax = column(len(chosen) + 2)
+    with figures.style(args.style):
+        figure, ax = column()
         draw_spectrum(ax, table, uniform, content["thresholds"]["relative"])
         legend(figure)
         table = table[["condition", "seeds", "rank", "mean", "min", "max"]].assign(uniform=uniform)

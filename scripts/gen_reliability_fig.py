@@ -25,17 +25,19 @@ def bins(runs: list[dict]) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, errors: dict[str, tuple[float, float]]) -> figures.Figure:
-    """One panel a condition, three in a row; `errors`: mean ECE over seeds, and that of calibrated models."""
-    columns = min(3, len(errors))
+    """One panel a condition, in percent; `errors`: mean ECE over seeds, and that of calibrated models."""
+    shares = ["low", "high", "share", "confidence", "accuracy"]
+    table = table.assign(**100 * table[shares])
+    columns = figures.across(len(errors))
     rows = math.ceil(len(errors) / columns)
     width = figures.PAGE if columns > 1 else figures.COLUMN
-    figure, panels = figures.axes(width, 0.5 + rows * (2.15 if columns > 1 else 2.75), rows, columns)
+    figure, panels = figures.axes(width, rows * (0.65 + (width - 0.5) / columns), rows, columns)
     for i, (panel, (condition, (error, calibrated))) in enumerate(zip(panels, errors.items(), strict=False)):
         own = table[table["condition"] == condition]
         pooled, seeds = own[own["seed"].isna()], own[own["seed"].notna()]
         panel.bar(pooled["low"], pooled["share"], pooled["high"] - pooled["low"], align="edge", color="0.88",
                   edgecolor="white", linewidth=0.4, label="share of predictions")
-        panel.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (4, 2)), label="calibrated")
+        panel.plot([0, 100], [0, 100], color="0.5", linewidth=0.8, linestyle=(0, (4, 2)), label="calibrated")
         panel.plot(seeds["confidence"], seeds["accuracy"], ".", color="0.45", markersize=3, label="one seed")
         few = pooled["n"] < FEW
         panel.plot(pooled["confidence"][~few], pooled["accuracy"][~few], **figures.look(i))
@@ -43,17 +45,17 @@ def draw(table: pd.DataFrame, errors: dict[str, tuple[float, float]]) -> figures
                    **figures.look(i) | {"linestyle": ""})
         panel.plot([], [], color="0.2", marker="o", label="all seeds")
         panel.plot([], [], color="0.2", marker="o", fillstyle="none", linestyle="", label=f"fewer than {FEW}")
-        panel.set_title(f"{condition}\nECE {100 * error:.1f} %, if calibrated {100 * calibrated:.1f} %")
-        panel.set_xlim(0, 1)
-        panel.set_ylim(0, 1.03)
+        panel.set_title(f"{condition}\nECE {100 * error:.1f} %\nif calibrated {100 * calibrated:.1f} %")
+        panel.set_xlim(0, 100)
+        panel.set_ylim(-3, 103)
         panel.set_aspect("equal")
     for panel in panels[len(errors):]:
         panel.remove()
     for i, panel in enumerate(panels[:len(errors)]):
-        panel.set_xlabel("confidence")
+        panel.set_xlabel("confidence, %")
         if i % columns == 0:
-            panel.set_ylabel("accuracy; share")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5 if columns > 1 else 2)
+            panel.set_ylabel("accuracy; share, %")
+    figures.legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -67,7 +69,7 @@ def main() -> None:
     table = table[["condition", "seed", "low", "high", "n", "share", "confidence", "accuracy"]]
     errors = {name: tuple(sum(run["clean"][key] for run in conditions[name]["runs"]) / len(conditions[name]["runs"])
                           for key in ("ece", "ece_calibrated")) for name in chosen}
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, errors), args, table)
     print(*paths, sep="\n")
 

@@ -5,6 +5,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, results
@@ -36,30 +37,32 @@ def areas(condition: str, runs: list[dict]) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, conditions: list[str]) -> figures.Figure:
-    """Left the curves, false positives on a logarithmic axis; right the AUC of each class, in percent."""
+    """Left the curves, false positives on a logarithmic axis; right the AUC of each class; in percent."""
     figure, (left, right) = figures.axes(figures.PAGE, 2.6, 1, 2)
     spread = np.linspace(-0.3, 0.3, len(conditions)) if len(conditions) > 1 else [0.0]
     for i, condition in enumerate(conditions):
         own = table[table["condition"] == condition]
         curve, auc = own[own["kind"] == "curve"], own[own["kind"] == "auc"]
         macro = 100 * auc.loc[auc["class"] == "macro", "mean"].iloc[0]
-        left.plot(curve["fpr"], curve["mean"], **figures.look(i), markevery=(5 * i, 25),
+        left.plot(100 * curve["fpr"], 100 * curve["mean"], **figures.look(i), markevery=(5 * i, 25),
                   label=f"{condition} ({macro:.2f})")
-        left.fill_between(curve["fpr"], curve["min"], curve["max"], color=f"C{i % 10}", alpha=0.15, linewidth=0)
+        left.fill_between(100 * curve["fpr"], 100 * curve["min"], 100 * curve["max"], color=f"C{i % 10}", alpha=0.15,
+                          linewidth=0)
         auc = auc[auc["class"] != "macro"]
         middle, place = 100 * auc["mean"], np.arange(len(auc)) + spread[i]
         right.errorbar(place, middle, yerr=[middle - 100 * auc["min"], 100 * auc["max"] - middle],
                        **figures.look(i) | {"linestyle": ""}, elinewidth=0.7)
     left.set_xscale("log")
-    figures.logarithmic(left.xaxis)
-    left.set_xlabel("false-positive rate")
-    left.set_ylabel("true-positive rate, mean over classes")
-    left.legend(title="macro AUC, % (chance 50)", title_fontsize=7, loc="lower right")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.set_xlabel("false-positive rate, %")
+    left.set_ylabel("true-positive rate, mean over classes, %")
+    left.legend(title="macro AUC, % (chance 50)", loc="lower right")
     names = list(table.loc[table["class"].notna() & (table["class"] != "macro"), "class"].unique())
     right.set_xticks(range(len(names)), names, **({"rotation": 45, "ha": "right"} if len(max(names)) > 2 else {}))
     right.grid(axis="x", visible=False)
     right.set_xlabel("class against the rest")
-    right.set_ylabel("AUC, %: mean and range over seeds")
+    right.set_ylabel("AUC, mean and range of seeds, %")
     return figure
 
 
@@ -76,7 +79,7 @@ def main() -> None:
     smallest = 1 / max(run["clean"]["n"] for name in chosen for run in runs[name])
     at = np.geomspace(smallest, 1, POINTS)
     table = pd.concat([part for name in chosen for part in (curves(name, runs[name], at), areas(name, runs[name]))])
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, chosen), args, table)
     print(*paths, sep="\n")
 

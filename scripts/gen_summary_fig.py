@@ -20,7 +20,7 @@ CONDITIONS = [*results.GAP, "baseline", "distill", "kd_only"]
 def draw(table: pd.DataFrame, conditions: list[str], split: str) -> figures.Figure:
     """One group a study, from top to bottom; a condition has the same place and look in each."""
     studies = list(dict.fromkeys(table["study"]))
-    figure, (ax,) = figures.axes(figures.PAGE, 0.9 + len(studies) * (0.2 + 0.12 * len(conditions)))
+    figure, (ax,) = figures.axes(figures.PAGE, 0.45 + len(studies) * (0.2 + 0.12 * len(conditions)))
     offsets = np.linspace(-0.34, 0.34, len(conditions)) if len(conditions) > 1 else [0.0]
     for row in table.itertuples():
         i = conditions.index(row.condition)
@@ -34,7 +34,7 @@ def draw(table: pd.DataFrame, conditions: list[str], split: str) -> figures.Figu
     ax.set_xlim(limits([*table["accuracy"]], [*table["low"], *table["high"]]))
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"{split} accuracy, %")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(conditions)))
+    figures.legend(figure, *ax.get_legend_handles_labels())
     note(figure, "", "hollow")
     return figure
 
@@ -56,7 +56,7 @@ def main() -> None:
         groups[content["study"]] = [{"study": content["study"], **found[name]} for name in chosen]
     table = pd.DataFrame([row for group in groups.values() for row in group])
     conditions = [name for name in args.conditions or CONDITIONS if name in set(table["condition"])]
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, conditions, args.split), args, table)
     print(*paths, sep="\n")
 

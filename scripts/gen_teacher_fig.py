@@ -17,7 +17,7 @@ from graft.reporting.gains import gains, teacher_of
 
 def draw(rows: pd.DataFrame) -> figures.Figure:
     """Points with 95% intervals; the slanted line is where a student reaches its teacher."""
-    figure, (ax,) = figures.axes(figures.COLUMN, 2.6)
+    figure, (ax,) = figures.axes(figures.COLUMN, 2.1)
     for i, row in enumerate(rows.itertuples()):
         ax.errorbar(100 * row.teacher_accuracy, 100 * row.gain, capsize=2,
                     yerr=[[100 * (row.gain - row.low)], [100 * (row.high - row.gain)]],
@@ -31,8 +31,8 @@ def draw(rows: pd.DataFrame) -> figures.Figure:
     ax.axvline(baseline, color="0.5", linewidth=0.8, linestyle=":", label="accuracy of the baseline")
     ax.set_xlim(low, high)
     ax.set_xlabel(f"{rows['split'].iloc[0]} accuracy of the teacher, %")
-    ax.set_ylabel("student - baseline, points")
-    figure.legend(loc="outside upper center", ncols=1 if rows["condition"].str.len().max() > 12 else 2)
+    ax.set_ylabel("student − baseline, points")
+    figures.legend(figure, *ax.get_legend_handles_labels())
     return figure
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     where = f"{args.results}: {args.split}: with a scored teacher"
     chosen = figures.choose(args.conditions, [] if rows.empty else list(rows["condition"]), where, args.allow_missing)
     rows = rows.set_index("condition", drop=False).loc[chosen].reset_index(drop=True)
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(rows), args, rows)
     print(*paths, sep="\n")
 

@@ -67,7 +67,7 @@ def test_equal_bytes_embedded_fonts_and_no_silent_gap(monkeypatch, robustness, t
     script = SCRIPTS.get(name, gen_teacher_fig)
     for out in "ab":
         call(monkeypatch, script, path, tmp_path / out)
-    for suffix in ("pdf", "png", "csv"):
+    for suffix in ("pdf", "svg", "png", "csv"):
         first, second = ((tmp_path / out / f"{name}.{suffix}").read_bytes() for out in "ab")
         assert first == second and len(first) > 100
     pdf = (tmp_path / "a" / f"{name}.pdf").read_bytes()

@@ -11,7 +11,7 @@ from PIL import Image
 import gen_accuracy_fig
 import gen_curves_fig
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import figures, results, tables
+from graft.reporting import figures, quantities, results, tables
 from test_results import DATA, make_run, scored
 
 ACCURACY = {"baseline": [0.6, 0.62, 0.58], "distill": [0.7, 0.75, 0.8], "one": [0.5]}
@@ -52,11 +52,13 @@ def curves_figure(monkeypatch, study, out, *more):
 def test_equal_bytes_and_embedded_truetype(monkeypatch, study, make, name):
     make(monkeypatch, study, study / "a")
     make(monkeypatch, study, study / "b")
-    for suffix in ("pdf", "png", "csv"):
+    for suffix in ("pdf", "svg", "png", "csv"):
         first, second = ((study / out / f"{name}.{suffix}").read_bytes() for out in "ab")
         assert first == second and len(first) > 100
     pdf = (study / "a" / f"{name}.pdf").read_bytes()
     assert b"/Type3" not in pdf and b"/CreationDate" not in pdf
+    svg = (study / "a" / f"{name}.svg").read_text()
+    assert "<dc:date>" not in svg and ">distill</text>" in svg  # text that can be searched and edited
     with Image.open(study / "a" / f"{name}.png") as image:
         width = {"accuracy": figures.COLUMN, "curves": figures.PAGE}[name]
         assert image.width == round(300 * width) and image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
@@ -86,8 +88,8 @@ def test_accuracy_artists(study):
     band, = ax.patches
     assert (band.get_x(), band.get_x() + band.get_width()) == (55, 65)
     assert len(ax.containers) == 1  # no interval for one seed
-    dots = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
-    assert dots == [[59.0, 61.0], [70.0]]
+    dots, = [line for line in ax.lines if line.get_marker() == "."]  # of one seed the mean says all
+    assert list(dots.get_xdata()) == [59.0, 61.0] and len(set(dots.get_ydata())) == 2
     assert [label.get_text() for label in ax.get_yticklabels()] == ["baseline", "x\n(1 seed)"]
     assert "chance 10" in ax.get_xlabel()
 
@@ -113,7 +115,7 @@ def test_a_missing_condition_is_named(monkeypatch, study, make, capsys):
     assert caught.value.code == 2 and "no nope; there are: baseline, distill, one" in error and error.count("\n") == 1
     assert not (study / "out").exists()
     make(monkeypatch, study, study / "out", "--conditions", "baseline", "nope", "--allow_missing")
-    assert "missing: nope" in capsys.readouterr().err and len(list((study / "out").iterdir())) == 3
+    assert "missing: nope" in capsys.readouterr().err and len(list((study / "out").iterdir())) == 4
     with pytest.raises(UserError, match="no condition to draw"):
         make(monkeypatch, study, study / "out", "--conditions", "nope", "--allow_missing")
 
@@ -136,8 +138,8 @@ def test_names_with_a_dollar_are_no_formula(tmp_path):
         ax.set_title("x$\\frac$ y$")
         ax.set_xscale("log")
         figures.logarithmic(ax.xaxis)
-        figure.legend()
-        args = argparse.Namespace(results=tmp_path / "results.json", out=tmp_path, name="f")
+        figures.legend(figure, *ax.get_legend_handles_labels())
+        args = argparse.Namespace(results=tmp_path / "results.json", out=tmp_path, name="f", style="paper")
         figures.save(figure, args, pd.DataFrame({"a": [1]}))
         assert {label.get_text() for label in ax.get_xticklabels()} >= {"10⁰", "10³"}
 
@@ -150,7 +152,7 @@ def test_display_names_are_shown_and_keys_stay(monkeypatch, study):
     monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     accuracy_figure(monkeypatch, study, study / "a")
     curves_figure(monkeypatch, study, study / "a")
-    bars, curves = drawn[0], drawn[2]
+    bars, curves = drawn[0], drawn[-1]
     bars.draw_without_rendering()
     assert [text.get_text() for text in bars.axes[0].get_yticklabels()] == ["baseline", "distilled", "one\n(1 seed)"]
     assert bars.axes[0].get_xlabel().startswith("test exact match, %")
@@ -158,3 +160,62 @@ def test_display_names_are_shown_and_keys_stay(monkeypatch, study):
     assert "distilled" not in (study / "a/accuracy.csv").read_text()
     shown = tables.shown(results.read_results(study / "results.json"))
     assert "| distilled | test |" in shown and "| exact match % |" in shown and "| distill |" not in shown
+
+
+def test_a_slide_has_the_pixels_of_a_page_and_larger_text(monkeypatch, study):
+    drawn = []
+    savefig = figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig",
+                        lambda figure, *a, **b: drawn.append(figure) or savefig(figure, *a, **b))
+    for name in figures.STYLES:
+        accuracy_figure(monkeypatch, study, study / name, "--style", name)
+    paper, talk = drawn[0], drawn[-1]
+    for name in figures.STYLES:
+        with Image.open(study / name / "accuracy.png") as image:
+            assert image.width == round(300 * figures.COLUMN)
+    assert talk.get_figwidth() == pytest.approx(0.8 * paper.get_figwidth())
+    assert paper.axes[0].xaxis.label.get_fontsize() == talk.axes[0].xaxis.label.get_fontsize()
+
+
+@pytest.mark.parametrize("name", ["a", "a condition's name that is rather long"])
+def test_legend_and_foot_fit_into_the_width_whatever_the_display_names(tmp_path, name):
+    names = [f"{name} {i}" for i in range(5)]
+    args = argparse.Namespace(results=tmp_path / "results.json", out=tmp_path, name="f", style="paper")
+    with figures.style():
+        figure, (ax,) = figures.axes(figures.COLUMN, 2)
+        handles = [ax.errorbar(0, i, xerr=1, **figures.look(i)) for i in range(5)]
+        figures.legend(figure, handles, names)
+        figures.foot(figure, "words " * 30)
+        figures.save(figure, args, pd.DataFrame({"a": [1]}))
+        figure.draw_without_rendering()
+        legend, = figure.legends
+        boxes = [legend.get_window_extent(), figure.supxlabel(figure.get_supxlabel()).get_window_extent()]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+    rows = len({round(text.get_window_extent().y0) for text in legend.get_texts()})
+    assert rows == (1 if name == "a" else 5) and figure.get_figheight() > 2 + 0.13 * rows
+    assert ax.get_window_extent().height > 100 * 1.3  # it is the figure that grew
+
+
+def test_panels_leave_few_empty_places():
+    assert [figures.across(n) for n in range(1, 13)] == [1, 2, 3, 4, 3, 3, 4, 4, 3, 4, 4, 4]
+    assert [figures.across(n, 3) for n in (1, 2, 3, 4, 5)] == [1, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize(("key", "title", "scale"), [
+    ("val/accuracy", "validation accuracy, %", 100), ("val/top5", "validation top-5 accuracy, %", 100),
+    ("val/accuracy_cls", "validation accuracy cls, %", 100), ("val/nll", "validation NLL, nats", 1),
+    ("train/topk", "loss term topk", 1), ("train/loss", "training loss", 1), ("lr", "learning rate", 1),
+    ("images_per_second", "images per second", 1)])
+def test_logged_values_have_names_and_shares_are_in_percent(key, title, scale):
+    assert quantities.quantity(key) == (title, scale)
+
+
+def test_curves_show_names_and_percent_and_the_file_keeps_keys(monkeypatch, study):
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    curves_figure(monkeypatch, study, study / "out", "--keys", "val/accuracy", "train/ce")
+    accuracy, loss = drawn[0].axes
+    assert (accuracy.get_title(), loss.get_title()) == ("validation accuracy, %", "loss term ce")
+    assert max(accuracy.lines[0].get_ydata()) == pytest.approx(90) and max(loss.lines[0].get_ydata()) == 1
+    drawn = pd.read_csv(study / "out" / "curves.csv")
+    assert drawn[drawn["key"] == "val/accuracy"]["mean"].max() == pytest.approx(0.9)

@@ -80,7 +80,7 @@ def read(folder, name):
 def test_equal_bytes_sizes_and_conditions(draw, script, capsys):
     name, width = SCRIPTS[script]
     first, second = (draw(script, "--conditions", "one", "distill", out=out) for out in "ab")
-    for suffix in ("pdf", "png", "csv"):
+    for suffix in ("pdf", "svg", "png", "csv"):
         assert (first / f"{name}.{suffix}").read_bytes() == (second / f"{name}.{suffix}").read_bytes()
     with Image.open(first / f"{name}.png") as image:
         assert image.width == round(300 * width)

@@ -85,7 +85,7 @@ def summed_up(content, name, split):
 def test_equal_bytes_size_and_conditions(draw, study, script, capsys):
     first, table = draw(script, study, "--conditions", "wrong_shots", "distill", out="a")
     second, _ = draw(script, study, "--conditions", "wrong_shots", "distill", out="b")
-    for suffix in ("pdf", "png", "csv"):
+    for suffix in ("pdf", "svg", "png", "csv"):
         file = f"{SCRIPTS[script]}.{suffix}"
         assert (first / file).read_bytes() == (second / file).read_bytes()
     with Image.open(first / f"{SCRIPTS[script]}.png") as image:
@@ -264,7 +264,7 @@ def test_intervals_leave_the_axes_and_middles_do_not():
     nan = float("nan")
     assert estimates.limits([40, 60], [45, 55]) == pytest.approx((39.2, 60.8))
     assert estimates.limits([40, 60], [-300, 64, nan]) == pytest.approx((30 - 1.36, 64 + 1.36))
-    assert estimates.limits([1, 99, nan], [-300, 300]) == (-1, 101)
+    assert estimates.limits([1, 99, nan], [-300, 300]) == (-4, 104)
     assert estimates.limits([0, 100], [-300, 110], -1e9, 1e9) == pytest.approx((-56.4, 116.4))
 
 
@@ -293,7 +293,8 @@ def test_losses_with_their_interval(tmp_path, monkeypatch, capsys):
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = ["--keys", "train/ce", "train/topk", "val/nll", "--band", "ci95", "--name", "losses"]
     call(monkeypatch, gen_curves_fig, "--base_dir", tmp_path, "--out", tmp_path / "out", *losses)
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"losses.pdf", "losses.png", "losses.csv"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        f"losses.{suffix}" for suffix in ("pdf", "svg", "png", "csv")}
     table = pd.read_csv(tmp_path / "out" / "losses.csv").set_index(["condition", "key", "step"])
     assert set(table.loc["baseline"].index.get_level_values("key")) == {"train/ce", "val/nll"}
     exact = stats.seed_summary(5 + kd[:, 1])

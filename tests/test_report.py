@@ -140,7 +140,7 @@ def test_a_study_that_is_half_done_says_what_is_missing(study, tmp_path, monkeyp
     for text in ("results.json: not made", "forensics.json: not made", "distill: not scored on test",
                  "seed1: did not finish"):
         assert text in missing, text
-    assert "Nothing is scored yet" in page and "train/loss" in page
+    assert "Nothing is scored yet" in page and "training loss" in page
 
     shutil.copytree(study, tmp_path / "other")  # rows that are not those of results.json
     shutil.copy(study / "smoothed/seed0/eval/test-10.parquet", tmp_path / "other/baseline/seed0/eval/test-10.parquet")

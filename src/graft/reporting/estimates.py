@@ -51,16 +51,18 @@ def name_missing(found: dict[str, dict[str, Any]], where: str) -> None:
             print(f"{where}: missing: {name}", file=sys.stderr)
 
 
-def limits(middles: list[float], ends: list[float], lowest: float = -1, highest: float = 101) -> tuple[float, float]:
+def limits(middles: list[float], ends: list[float], lowest: float = 0, highest: float = 100) -> tuple[float, float]:
     """Axis limits, in percent, that hold all middles, and intervals up to half as far again as the middles spread.
 
-    A t-interval of two seeds may be so long that nothing else could be seen; what leaves the axes has no cap.
+    A t-interval of two seeds may be so long that nothing else could be seen; what leaves the axes has no cap. No value
+    is beyond `lowest` and `highest`; their markers have room.
     """
     low, high = np.nanmin(middles), np.nanmax(middles)
     room = max((high - low) / 2, 5)
     low, high = max(np.nanmin([low, *ends]), low - room), min(np.nanmax([high, *ends]), high + room)
+    low, high = max(low, lowest), min(high, highest)
     margin = 0.04 * (high - low)
-    return max(low - margin, lowest), min(high + margin, highest)
+    return low - margin, high + margin
 
 
 def point(ax: Axes, y: float, look: dict, seeds: int, middle: float, low: float, high: float) -> None:
@@ -73,4 +75,4 @@ def point(ax: Axes, y: float, look: dict, seeds: int, middle: float, low: float,
 def note(figure: figures.Figure, seeds: str, one_seed: str, *more: str) -> None:
     """Say at the foot what the intervals are, and how the seeds and a single one of them are drawn."""
     parts = [f"mean and 95% interval over seeds{seeds}", f"{one_seed}: 1 seed, over its questions", "no cap: cut off"]
-    figure.supxlabel(("; " if figure.get_figwidth() == figures.PAGE else ";\n").join([*parts, *more]), fontsize=6.5)
+    figures.foot(figure, "; ".join([*parts, *more]))

@@ -1,6 +1,5 @@
 """Attention distance by head and by layer, beside uniform attention and untrained students, as figures draw it."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -53,15 +52,15 @@ def lines(ax: Axes, table: pd.DataFrame, x: str, uniform: float) -> None:
     ax.set_ylabel("attention distance, patches")
 
 
-def column(entries: int) -> tuple[figures.Figure, Axes]:
-    """A figure one column wide with room for a legend of so many entries above."""
-    figure, (ax,) = figures.axes(figures.COLUMN, 2.3 + 0.15 * math.ceil(entries / 2))
+def column() -> tuple[figures.Figure, Axes]:
+    """A figure one column wide."""
+    figure, (ax,) = figures.axes(figures.COLUMN, 2.1)
     return figure, ax
 
 
 def legend(figure: figures.Figure) -> None:
-    """Above the axes, two entries in a row."""
-    figure.legend(loc="outside upper center", ncols=2, title="mean and range of seeds", title_fontsize=7)
+    """Above the axes, with what is drawn."""
+    figures.legend(figure, *figure.axes[0].get_legend_handles_labels(), title="mean and range of seeds")
 
 
 def draw_spectrum(ax: Axes, table: pd.DataFrame, uniform: float, collapsed: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from graft.reporting.estimates import estimates
 from graft.reporting.page import charts
+from graft.reporting.quantities import quantity
 
 LOGGED = ("val/accuracy", "val/nll", "train/loss")  # the curves, those of them that are logged
 MEASURES = {"accuracy": ("accuracy %", 100), "corrupted_accuracy": ("accuracy, corrupted %", 100),
@@ -79,12 +80,13 @@ def curves(sources: Any) -> list[dict[str, Any]]:
             *sorted(key for key in logged if key.startswith("train/") and key not in LOGGED)]
     found = []
     for key in keys:
+        title, scale = quantity(key)
         series = [{"label": f"{sources.label(name)}, seed {seed}", "i": sources.number(name),
-                   "points": [(record["step"], record[key]) for record in log if record.get(key) is not None]}
+                   "points": [(record["step"], scale * record[key]) for record in log if record.get(key) is not None]}
                   for name, seeds in sources.logs.items() for seed, log in seeds.items()]
         if series := [one for one in series if one["points"]]:
-            chart = charts.lines(series, f"{key} by optimizer step, a line a seed", "optimizer step")
-            found.append({"title": key, "first": key in LOGGED, "chart": chart, "legend": charts.legend(
+            chart = charts.lines(series, f"{title} by optimizer step, a line a seed", "optimizer step")
+            found.append({"title": title, "first": key in LOGGED, "chart": chart, "legend": charts.legend(
                 [(sources.number(name), sources.label(name)) for name in sources.logs])})
     return found
 
