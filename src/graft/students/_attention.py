@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class Watch:
-    """Turns blocks of `model` to attention written out, and hands over their maps; the others keep the fused kernel.
+    """Turns blocks of `model` to attention written out, and hands over their maps; the others keep the fused kernel,
+    unless `plain` says that it is the slower one.
 
     timm's unfused path sends the attention matrix (B, H, N, N) through the block's dropout, so that is where a
     watched block keeps it. No parameter is added, so weights load as before.
@@ -24,16 +25,18 @@ class Watch:
         """Blocks that can be watched."""
         return len(self.attentions)
 
-    def choose(self, layers: Sequence[int]) -> None:
-        """Watch these blocks from now on, and no others."""
+    def choose(self, layers: Sequence[int], plain: bool = False) -> None:
+        """Watch these blocks from now on, and no others; `plain`: the others are written out, too."""
         layers = tuple(sorted(layers))
         for layer in set(self.layers) - set(layers):
             one = self.attentions[layer]
-            one.attn_drop, one.fused_attn = one.attn_drop.dropout, self._fused[layer]
+            one.attn_drop = one.attn_drop.dropout
         for layer in set(layers) - set(self.layers):
             one = self.attentions[layer]
-            one.attn_drop, one.fused_attn = _Keep(one.attn_drop), False
+            one.attn_drop = _Keep(one.attn_drop)
         self.layers = layers
+        for layer, one in enumerate(self.attentions):
+            one.fused_attn = self._fused[layer] and not plain and layer not in layers
 
     def take(self, prefix: int) -> dict[int, Tensor]:
         """The maps of the last pass by block: (B, H, T, T), rows over the T patches alone; they are let go of here."""

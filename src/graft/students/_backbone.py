@@ -61,7 +61,9 @@ class Backbone(nn.Module):
         """Logits and the features asked for, from one pass. Raises UserError for a feature that does not exist."""
         maps = {name: self._maps[name] for name in features if name in self._maps}
         wanted = {name: self._find(name) for name in features if name not in maps}
-        self._watch.choose({layer for _, layer in maps.values()})
+        # A CPU's fused attention takes eight times as long backward in bf16 as products of matrices do.
+        plain = self.training and images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        self._watch.choose({layer for _, layer in maps.values()}, plain)
         # The last block always: timm cannot be asked for none, and some models stop at the last one asked for.
         layers = sorted({layer for _, layer in wanted.values()} - {FINAL} | {self.depth - 1})
         final, blocks = self.model.forward_intermediates(
