@@ -4,6 +4,7 @@ from typing import Annotated
 
 import timm
 from timm.layers import LayerNorm2d
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 from graft.errors import UserError
@@ -12,9 +13,13 @@ from graft.students._backbone import Backbone
 from graft.students._weights import from_hub
 from graft.tasks._task import Task
 
+STEM = 64  # channels of ResNet-18's stem as published
+
 
 def build(task: Task, *,
           arch: Annotated[str, "resnet18 | convnextv2_tiny | adaptive_cnn | small", "architecture"] = "resnet18",
+          width: Annotated[int, ">= 1", "resnet18: channels of the first stage; the others have 2, 4 and 8 times as "
+                                        "many"] = STEM,
           variant: Annotated[str, "mnist | cifar", "adaptive_cnn: which one"] = "cifar",
           drop_path: Annotated[float, "[0, 1)", "convnextv2_tiny: stochastic depth"] = 0.0,
           pretrained: Annotated[bool, "", "convnextv2_tiny: ImageNet weights from the hub; the stem stays new"] = False,
@@ -24,8 +29,10 @@ def build(task: Task, *,
         raise UserError(f"student.pretrained: there are no pretrained weights for {arch} with its 32-pixel stem")
     if drop_path and arch != "convnextv2_tiny":
         raise UserError(f"student.drop_path: is for convnextv2_tiny, not for {arch}; got {drop_path}")
+    if width != STEM and arch != "resnet18":
+        raise UserError(f"student.width: is for resnet18, not for {arch}; got {width}")
     if arch == "resnet18":
-        model = _resnet18(task)
+        model = _resnet18(task, width)
     elif arch == "convnextv2_tiny":
         model = _convnext(task, drop_path, pretrained)
     elif arch == "adaptive_cnn":
@@ -35,10 +42,16 @@ def build(task: Task, *,
     return Backbone(model, mean=task.mean, std=task.std, image_size=task.size)
 
 
-def _resnet18(task: Task) -> nn.Module:
+def _resnet18(task: Task, width: int) -> nn.Module:
     """ResNet-18 (arXiv:1512.03385) with a 3x3 stem of stride 1 and no max-pooling; He initialisation throughout."""
-    model = timm.create_model("resnet18", num_classes=task.num_classes, in_chans=task.channels, zero_init_last=False)
-    model.conv1 = nn.Conv2d(task.channels, 64, 3, padding=1, bias=False)
+    model = timm.create_model("resnet18", num_classes=task.num_classes, in_chans=task.channels, zero_init_last=False,
+                              channels=tuple(width * factor for factor in (1, 2, 4, 8)))
+    if width != STEM:  # timm's stem has 64 channels, whatever follows
+        model.bn1 = nn.BatchNorm2d(width)
+        model.layer1[0] = BasicBlock(width, width)
+        for conv in (model.layer1[0].conv1, model.layer1[0].conv2):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    model.conv1 = nn.Conv2d(task.channels, width, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     nn.init.kaiming_normal_(model.fc.weight)
