@@ -46,6 +46,8 @@ def arguments() -> argparse.Namespace:
     for role, what in (("cnn", "distilled from a CNN"), ("ssl", "distilled from a self-supervised teacher")):
         parser.add_argument(f"--{role}", default="", help=f"the condition that was {what}")
     parser.add_argument("--baseline", default="baseline", help="the condition without a teacher")
+    parser.add_argument("--doses", nargs="+", default=[], metavar="CONDITION", help="those that impose an attention "
+                        "distance, the most local one first: is the CNN's effect what they predict?")
     parser.add_argument("--hessian", type=int, default=0, metavar="N", help="curvature on N images; 0: none")
     parser.add_argument("--results", type=Path, help="results.json of the same study, for the claim about accuracy")
     parser.add_argument("--margin", type=float, default=0.01, help="accuracies this close count as equal")
@@ -53,9 +55,12 @@ def arguments() -> argparse.Namespace:
     script_options.add_analysis(parser)
     options = parser.parse_args()
     script_options.at_least(options, images=1, cka_images=1, hessian=0, batch_size=1)
-    for role in ("cnn", "ssl"):
-        if getattr(options, role) not in ("", *options.conditions):
-            raise UserError(f"--{role}: {getattr(options, role)} is not among --conditions")
+    named = [("cnn", options.cnn), ("ssl", options.ssl), *(("doses", name) for name in options.doses)]
+    for flag, name in named:
+        if name not in ("", *options.conditions):
+            raise UserError(f"--{flag}: {name} is not among --conditions")
+    if len(options.doses) == 1 or len({*options.doses}) < len(options.doses):
+        raise UserError(f"--doses: expected two different conditions or more, got {' '.join(options.doses)}")
     return options
 
 
@@ -83,7 +88,8 @@ def main() -> None:
     check_same_data(runs, conditions)
     named = {"cnn": options.cnn, "baseline": options.baseline, "ssl": options.ssl}
     roles = {role: name for role, name in named.items() if name in conditions}
-    forensics = assemble(runs, conditions, options.base_dir, roles, options.results, options.margin)
+    doses = [name for name in options.doses if name in conditions]
+    forensics = assemble(runs, conditions, options.base_dir, roles, options.results, options.margin, doses)
     results.write_json(options.output, forensics)
     print(table(forensics))
     for name, condition in forensics["conditions"].items():

@@ -222,6 +222,22 @@ def test_seeds_of_teachers_and_conditions(tmp_path):
     assert list(graph_of(tmp_path, text, only=("other",), seeds=(1,)).jobs) == ["cnn/seed1", "other/seed1"]
 
 
+def test_a_teacher_that_the_study_replaces_is_not_waited_for(tmp_path):
+    teachers = "".join(f"  {name}: {{base: configs/base/digits_cnn.yaml}}\n" for name in ("cnn", "rich"))
+    delta = "deltas: {soft: {method: distill, teacher: {name: run, path: experiments/mine/cnn/seed0}}}\n"
+    text = f"""study: mine
+base: configs/base/digits_vit.yaml
+{delta}teachers:
+{teachers}conditions:
+  baseline: {{}}
+  one: {{configs: [soft]}}
+  other: {{configs: [soft], teacher: rich}}
+"""
+    jobs = graph_of(tmp_path, text).jobs
+    assert jobs["one/seed0"].needs == ("cnn/seed0",)
+    assert jobs["other/seed0"].needs == ("rich/seed0",)
+
+
 def test_what_is_done_is_told_from_what_is_another_run(tmp_path, monkeypatch):
     job, other = (graph_of(tmp_path, GOOD, set=words).jobs["baseline/seed0"] for words in ((), ("optim.lr=0.5",)))
     monkeypatch.chdir(tmp_path)

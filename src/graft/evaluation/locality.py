@@ -1,5 +1,6 @@
 """Forensics of a study: what was measured of its runs, their references, and the verdicts on the claims."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation.forensics import SCHEMA_VERSION, Runs, compare, describe, entry, look
 from graft.evaluation.rebuild import runs_of
-from graft.probes import attention, hypotheses
+from graft.probes import attention, hypotheses, mediation
 from graft.reporting import reading, results, stats
 from graft.runtime.provenance import code_sha
 
@@ -100,13 +101,13 @@ def check_same_data(runs: Runs, conditions: dict[str, Condition]) -> None:
 
 
 def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles: dict[str, str],
-             results_file: Path | None, margin: float) -> dict[str, Any]:
-    """The content of forensics.json."""
+             results_file: Path | None, margin: float, doses: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of forensics.json. `doses`: the conditions that impose an attention distance, most local first."""
     reference = conditions.get(roles.get("baseline", ""), next(iter(conditions.values())))
     cfg = reference.configs[0]
     first = next(runs.images(cfg, 1))
     tokens = attention.geometry(runs.untrained(cfg), first)
-    correct = {}
+    correct, distance = {}, {name: condition.distance for name, condition in conditions.items()}
     if results_file:
         measured = {"data": describe(runs, cfg), "conditions": {name: {"runs": condition.entries}
                                                                 for name, condition in conditions.items()}}
@@ -121,6 +122,7 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
         "conditions": {name: {"role": next((role for role, of in roles.items() if of == name), None),
                               "runs": condition.entries, "summary": summarise(condition.entries),
                               "warnings": condition.warnings(cfg)} for name, condition in conditions.items()},
-        "hypotheses": hypotheses.of_the_original(
-            roles, {name: condition.distance for name, condition in conditions.items()},
-            {name: condition.trace for name, condition in conditions.items()}, correct, margin)}
+        **({"imposed": mediation.curve(doses, distance, correct)} if doses else {}),
+        "hypotheses": [*hypotheses.of_the_original(
+            roles, distance, {name: condition.trace for name, condition in conditions.items()}, correct, margin),
+            *mediation.chain(roles, doses, distance, correct)]}

@@ -57,15 +57,15 @@ def order(name: str, statistic: str, roles: Roles, claim: str, values: Mapping[s
     sequence = claim.split(f" {sign} ")
     missing = [role for role in sequence if not values.get(roles.get(role, ""))]
     if missing:
-        return _untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
+        return untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
     legs = []
     for left, right in itertools.pairwise(sequence):
         less, more = (left, right) if sign == "<" else (right, left)
         difference = compare(values[roles[more]], values[roles[less]])
         legs.append({"claim": f"{left} {sign} {right}", "more": roles[more], "less": roles[less], **difference,
-                     "verdict": _verdict(difference)})
+                     "verdict": judged(difference)})
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": _all_of(legs), "legs": legs,
-            "reason": _reason(legs)}
+            "reason": reason(legs)}
 
 
 def _of_seeds(difference: dict[str, Any]) -> bool:
@@ -73,7 +73,8 @@ def _of_seeds(difference: dict[str, Any]) -> bool:
     return difference["scope"].startswith("seeds")
 
 
-def _verdict(difference: dict[str, Any]) -> str:
+def judged(difference: dict[str, Any]) -> str:
+    """The verdict on a difference that is claimed to be above zero."""
     return stats.verdict(BY_SIGN, difference["ci95"]) if _of_seeds(difference) else UNDECIDED
 
 
@@ -84,7 +85,8 @@ def _all_of(legs: list[dict[str, Any]]) -> str:
     return "supported" if verdicts == {"supported"} else UNDECIDED
 
 
-def _reason(legs: list[dict[str, Any]]) -> str:
+def reason(legs: list[dict[str, Any]]) -> str:
+    """The numbers behind a verdict, or why they decide nothing."""
     if any(min(leg["seeds"]) < 2 for leg in legs):
         return "one seed says nothing about new seeds"
     if not all(map(_of_seeds, legs)):
@@ -93,8 +95,9 @@ def _reason(legs: list[dict[str, Any]]) -> str:
                      f"[{leg['ci95'][0]:+.4g}, {leg['ci95'][1]:+.4g}]" for leg in legs)
 
 
-def _untested(name: str, statistic: str, claim: str, reason: str) -> dict[str, Any]:
-    return {"name": name, "statistic": statistic, "claim": claim, "verdict": UNDECIDED, "legs": [], "reason": reason}
+def untested(name: str, statistic: str, claim: str, why: str) -> dict[str, Any]:
+    """A claim that nothing was measured for."""
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": UNDECIDED, "legs": [], "reason": why}
 
 
 def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values: ByExample,
@@ -107,7 +110,7 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     claim = f"{first} = {second} within {margin:g}"
     missing = [role for role in pair if not values.get(roles.get(role, ""))]
     if missing:
-        return _untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
+        return untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
     difference = of_images(values[roles[first]], values[roles[second]])
     verdict = UNDECIDED
     if _of_seeds(difference):
@@ -117,7 +120,7 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **difference,
              "verdict": verdict}]
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": verdict, "legs": legs,
-            "reason": _reason(legs)}
+            "reason": reason(legs)}
 
 
 def correctness(path: Path, split: str) -> ByExample:

@@ -71,7 +71,8 @@ FORENSICS = {
     "thresholds": {"relative": NUMBER, "cls_collapse_warning": NUMBER},
     "references": {"uniform": {"mean_distance": NUMBER, "cls_dispersion": MAYBE},
                    "random_init": {"runs": [SEEN]}, "teacher_cka": {"*": {"*": CKA}}},
-    "conditions": {"*": {"runs": [SEEN]}}}
+    "conditions": {"*": {"runs": [SEEN]}},
+    "imposed?": [{"condition": str, "attention_distance": MEAN, "accuracy": Optional(MEAN)}]}
 
 # What the paper needs besides.
 LEG = {"claim": str, "difference": NUMBER, "ci95": CI95, "verdict": str}

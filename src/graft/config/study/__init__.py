@@ -216,6 +216,10 @@ class _Reader:
             known("roles", role, ROLES)
             known(f"roles.{role}", name, study.conditions)
         known("roles.baseline", study.baseline, study.conditions)
+        for name in study.doses:
+            known("doses", name, study.conditions)
+        if len(study.doses) == 1 or len({*study.doses}) < len(study.doses):
+            raise self.fail("doses", f"expected two different conditions or more, got {study.doses}")
         for step, words in study.options.items():
             known("options", step, STEPS)
             if not isinstance(words, list):

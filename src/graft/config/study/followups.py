@@ -10,13 +10,14 @@ from graft.config.study.job import Job
 
 CURVES = ("--keys", "train/ce", "train/topk", "val/nll", "--band", "ci95", "--name", "losses")
 # figure -> script, what it reads
-FIGURES = {"accuracy": ("accuracy", "results"), "ablation": ("ablation", "results"), "teacher": ("teacher", "results"),
+FIGURES = {"accuracy": ("accuracy", "results"), "forest": ("forest", "results"),
+           "ablation": ("ablation", "results"), "teacher": ("teacher", "results"),
            "checkpoint": ("checkpoint", "results"), "curves": ("curves", ""), "losses": ("curves", ""),
            "locality": ("locality", "forensics"), "layer": ("layer", "forensics"), "cka": ("cka", "forensics"),
-           "forensics": ("forensics", "forensics"), "hessian": ("hessian", "forensics"),
+           "forensics": ("forensics", "forensics"), "hessian": ("hessian", "forensics"), "dose": ("dose", "forensics"),
            "reliability": ("reliability", "robustness"), "confusion": ("confusion", "robustness"),
            "roc": ("roc", "robustness")}
-SCORED = ("accuracy", "ablation", "teacher")  # those that take a --split of the scores
+SCORED = ("accuracy", "forest", "ablation", "teacher", "dose")  # those that take a --split of the scores
 
 
 def steps(graph: Graph, conditions: Sequence[str], references: Sequence[str], icl: bool) -> list[Job]:
@@ -79,8 +80,10 @@ def _forensics(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]
     roles = {"baseline": graph.study.baseline, **graph.study.roles}
     roles = {role: name for role, name in roles.items() if name in conditions}
     words = [word for role, name in roles.items() for word in (f"--{role}", name)]
+    doses = [name for name in graph.study.doses if name in conditions]
+    words += ["--doses", *doses] if len(doses) > 1 else []
     return [_step(graph, "forensics", "analyze_locality",
-                  ["--base_dir", str(graph.at), "--conditions", *dict.fromkeys(roles.values()), *words, "--results",
+                  ["--base_dir", str(graph.at), "--conditions", *conditions, *words, "--results",
                    str(graph.at / "results.json"), "--output", str(graph.at / "forensics.json")], ["scores"],
                   gpus="work")]
 

@@ -163,6 +163,9 @@ class Graph:
             now = dict(word.split("=", 1) for word in words).get("teacher.path", cfg.teacher.args.get("path"))
             if now != str(folder) and (now != str(folder.parent) or len(seeds) > 1):
                 words = last_wins(words, [f"teacher.path={folder}"])
+            if named := self._moved(cfg.teacher.args.get("path", "")):  # by a configuration; the study says another
+                for need in self._makers(Path(named), name):
+                    needs.remove(need)
             needs = [need for need in needs if need.split("/")[0] != teacher] + [f"{teacher}/{folder.name}"]
         if words != list(cfg.overrides):
             cfg = self.layers.resolve(layered, words, seed)

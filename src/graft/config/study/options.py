@@ -7,8 +7,8 @@ from graft.config.options import METHODS
 
 SCRIPTS = tuple(f"train_{name}" for name in (*METHODS, "ablation"))
 STEPS = ("scores", "table", "robustness", "forensics", "figures", "report")
-FIGURES = ("accuracy", "ablation", "checkpoint", "teacher", "curves", "losses", "locality", "layer", "cka", "forensics",
-           "hessian", "reliability", "confusion", "roc")
+FIGURES = ("accuracy", "forest", "ablation", "checkpoint", "teacher", "curves", "losses", "locality", "layer", "cka",
+           "forensics", "hessian", "dose", "reliability", "confusion", "roc")
 ROLES = ("baseline", "cnn", "ssl")
 
 
@@ -78,6 +78,8 @@ class Study:
     contrasts: Annotated[list[str], "", "pairs of conditions a:b compared besides"] = field(default_factory=list)
     roles: Annotated[dict[str, str], "", "baseline, cnn, ssl -> the condition that is this in the forensics"] = field(
         default_factory=dict)
+    doses: Annotated[list[str], "", "conditions that impose an attention distance, the most local one first: forensics "
+                                    "asks whether the cnn's effect is what they predict"] = field(default_factory=list)
     metrics: Annotated[dict[str, str], "", "metric -> its name in tables and figures"] = field(default_factory=dict)
     splits: Annotated[list[str], "val | test", "what is scored"] = field(default_factory=lambda: ["val", "test"])
     then: Annotated[list[str], " | ".join(STEPS), "what follows the runs"] = field(

@@ -1,0 +1,94 @@
+"""The chain from distillation over attention distance to accuracy, on data made with a known curve."""
+
+import numpy as np
+import pytest
+
+from graft.probes import mediation
+from graft.reporting import stats
+
+IMAGES, LOOKED_AT = 4000, 200
+ROLES = {"baseline": "baseline", "cnn": "cnn"}
+DOSES = ["near", "middle", "far"]
+DISTANCE = {"near": 1.0, "middle": 2.0, "far": 4.0, "baseline": 3.5, "cnn": 2.5}
+
+
+def accuracy(distance: float) -> float:
+    """The true curve: linear pieces, as between the imposed distances."""
+    return float(np.interp(distance, [1.0, 2.0, 4.0], [0.4, 0.55, 0.65]))
+
+
+@pytest.fixture
+def made():
+    """Distances and correctness of three seeds; the baseline has a bonus at its distance that no curve knows of."""
+    rng = np.random.default_rng(0)
+    distance = {name: {seed: value + rng.normal(0, 0.01, LOOKED_AT) for seed in range(3)}
+                for name, value in DISTANCE.items()}
+    hard = rng.random(IMAGES)
+    correct = {name: {seed: hard + rng.normal(0, 0.05, IMAGES) < accuracy(DISTANCE[name]) for seed in range(3)}
+               for name in DISTANCE}
+    return distance, correct
+
+
+def test_weights_are_those_of_linear_interpolation():
+    rng = np.random.default_rng(1)
+    for knots in ([1.0, 2.0, 4.0], [4.0, 1.0, 2.0]):
+        values = rng.random(3)
+        for at in (0.5, 1.0, 1.7, 3.9, 4.0, 9.0):
+            expected = np.interp(at, np.sort(knots), values[np.argsort(knots)])
+            assert mediation.weights(np.array(knots), at) @ values == pytest.approx(expected)
+
+
+def test_effect_that_the_distance_explains(made):
+    distance, correct = made
+    moved, harms, explained = mediation.chain(ROLES, DOSES, distance, correct)
+    assert [claim["verdict"] for claim in (moved, harms, explained)] == ["supported"] * 3
+    predicted, observed, rest = explained["legs"]
+    assert predicted["difference"] == pytest.approx(accuracy(3.5) - accuracy(2.5), abs=0.01)
+    assert observed["difference"] - predicted["difference"] == pytest.approx(rest["difference"], abs=1e-12)
+    assert rest["verdict"] == "undecided"
+    whole = [np.stack([correct[name][seed] for seed in range(3)]).astype(float) for name in ("baseline", "cnn")]
+    assert observed["ci95"] == pytest.approx(stats.paired_difference(*whole, draws=1)["ci95"])
+
+
+def test_effect_of_something_else(made):
+    """The arm is as local as before, and better by what no distance predicts."""
+    distance, correct = made
+    rng = np.random.default_rng(2)
+    correct["cnn"] = {seed: rows | (rng.random(IMAGES) < 0.2) for seed, rows in correct["cnn"].items()}
+    explained = mediation.chain(ROLES, DOSES, distance, correct)[2]
+    predicted, observed, rest = explained["legs"]
+    assert explained["verdict"] == predicted["verdict"] == "supported"
+    assert observed["verdict"] == rest["verdict"] == "contradicted"
+
+
+def test_order_of_doses_does_not_move_the_prediction(made):
+    distance, correct = made
+    legs = [mediation.chain(ROLES, doses, distance, correct)[2]["legs"] for doses in (DOSES, DOSES[::-1])]
+    for one, other in zip(*legs):
+        assert one["difference"] == pytest.approx(other["difference"]) and one["ci95"] == pytest.approx(other["ci95"])
+
+
+def test_nothing_is_extrapolated(made):
+    distance, correct = made
+    distance["cnn"] = {seed: rows - 2.0 for seed, rows in distance["cnn"].items()}
+    explained = mediation.chain(ROLES, DOSES, distance, correct)[2]
+    assert explained["verdict"] == "undecided" and explained["legs"] == []
+    assert "not within the imposed ones" in explained["reason"]
+
+
+def test_missing_arms_and_seeds(made):
+    distance, correct = made
+    assert mediation.chain(ROLES, [], distance, correct) == []
+    without = {name: rows for name, rows in correct.items() if name != "far"}
+    assert "far" in mediation.chain(ROLES, DOSES, distance, without)[2]["reason"]
+    correct["far"] = {0: correct["far"][0]}
+    assert "fewer than two seeds" in mediation.chain(ROLES, DOSES, distance, correct)[2]["reason"]
+
+
+def test_curve_names_every_dose(made):
+    distance, correct = made
+    points = mediation.curve(DOSES, distance, correct)
+    assert [point["condition"] for point in points] == DOSES
+    for point in points:
+        assert point["attention_distance"]["mean"] == pytest.approx(DISTANCE[point["condition"]], abs=0.01)
+        assert point["accuracy"]["mean"] == pytest.approx(accuracy(DISTANCE[point["condition"]]), abs=0.03)
