@@ -53,7 +53,7 @@ def draw(table: pd.DataFrame, baseline: str) -> figures.Figure:
     ax.set_yticks(places, table["comparison"])
     ax.set_ylim(places.max() + 0.6, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"difference in {table['split'][0]} accuracy from {baseline}, points")
+    ax.set_xlabel(f"{table['split'][0]} accuracy − {baseline}, points")
     return figure
 
 
