@@ -26,7 +26,7 @@ def test_forest_has_every_comparison_with_its_interval(scores, monkeypatch, tmp_
     drawn = pd.read_csv(tmp_path / "differences.csv").set_index("comparison")
     versus = {name: condition["vs_baseline"]["test"]["accuracy"] for name, condition in scores["conditions"].items()
               if condition.get("vs_baseline")}
-    assert list(drawn.index[drawn["kind"] == "vs_baseline"]) == list(versus) and scores["baseline"] not in drawn.index
+    assert {*drawn.index[drawn["kind"] == "vs_baseline"]} == {*versus} and scores["baseline"] not in drawn.index
     for name, found in versus.items():
         assert drawn.loc[name, ["difference", "low", "high"]].tolist() == pytest.approx(
             [100 * found["difference"], *(100 * end for end in found["ci95"])], rel=1e-5)
