@@ -45,7 +45,7 @@ def main() -> None:
     args = cfg.teacher.args
     process = accelerator()
     task = parts.build("tasks", cfg.task)
-    context = context_lm.settings_of(task, *(args[key] for key in ("context", "shots", "fewshot_seed", "max_length")))
+    context = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
     if args["model"]:
         lm = context_lm.frozen_lm(task, args["model"], args["revision"], args["dtype"])
     else:

@@ -192,6 +192,20 @@ def test_keys_without_influence_on_the_result_are_no_part_of_the_run():
     assert roots[0] == roots[1]
 
 
+def test_a_key_that_came_later_changes_no_run_that_has_its_default(tmp_path):
+    run = write(tmp_path, """
+task: {name: words, tokenizer: t}
+student: {name: causal_lm, model: m}
+method: distill
+teacher: {name: context_lm}
+objective: [{name: ce}, {name: topk}]
+""", "a.yaml")
+    before = "fec384edef2ee1782b3b1e87a9da3627459d6773ca234d42a69169ce06575856"  # made when there were no such keys
+    assert config.load([run]).sha256 == config.load([run], ["task.donors=[]"]).sha256 == before
+    other = config.load([run], ["task.donors=[ing]"])
+    assert other.sha256 != before and config.difference(config.load([run]), other) == [("task.donors", "-", ["ing"])]
+
+
 def test_later_sources_win_and_lists_are_replaced(tmp_path):
     base = write(tmp_path, GOOD + "optim: {lr: 0.1, clip: 2.0}\naugment: [{name: flip}, {name: crop}]\n", "a.yaml")
     delta = write(tmp_path, "optim: {lr: 0.2}\naugment: [{name: crop, padding: 2}]\n", "b.yaml")

@@ -12,6 +12,7 @@ from graft.config.options import Part
 from graft.errors import UserError
 from graft.students import _tiny_lm
 from graft.tasks import words
+from graft.tasks._context import Context, choose
 
 EVERY = list(words.RULES)
 
@@ -48,7 +49,7 @@ def test_no_word_stands_in_two_splits_in_any_form_or_rule(tokenizer):
                 for split in ("train", "test")}
     assert not surfaces["train"] & surfaces["test"]
     table = words.forms()
-    held = words.test_words(table)
+    held = words.test_words(words.families(table))
     for rule in EVERY:  # not only those drawn
         inside = {text for word, form in table[rule].items() if word in held for text in (word, form)}
         assert inside <= held and len(inside) > 300
@@ -65,6 +66,37 @@ def test_the_same_words_on_every_machine(tokenizer):
     assert [item.question for item in one.splits["test"].items[:4]] == ["tickle", "mass", "clue", "withdraw"]
 
 
+def test_donors_are_other_rules_of_other_families_and_no_words_of_the_test(tokenizer):
+    task = build(tokenizer, rules=["past"], donors=["ing", "plural"], test=100)
+    bare = build(tokenizer, rules=["past"], test=100)
+    assert task.fingerprints == bare.fingerprints and {item.group for item in task.donors} == {"ing", "plural"}
+    table, family = words.forms(), words.families(words.forms())
+    held, train = words.test_words(family), task.splits["train"]
+    assert all({item.question, item.answer}.isdisjoint(held) for item in task.donors)
+    assert family["lay"] == family["laid"] == family["laying"] and family["see"] == family["saw"] == family["saws"]
+    shared = 0
+    for i, item in enumerate(train.items):
+        for question, answer in choose(task, "train", i, Context("other_group", 8)):
+            rule = next(rule for rule in ("ing", "plural") if table[rule].get(question) == answer)
+            assert rule and family[question] != family[item.question]
+        shared += any(family[item.question] == donor.family for donor in task.donors)
+    assert shared > 50, "there were some to be left out"
+
+
+def test_regular_forms_follow_the_rules_of_spelling(tokenizer):
+    for rule, yes, no in [("past", "walk bake cry stop play", "see cut go take"), ("ing", "walk bake cry stop lie", ""),
+                          ("third", "watch cry play fix", "have be"), ("plural", "city lobby", "child man"),
+                          ("comparative", "big happy nice tall", "good bad")]:
+        form = words.forms()[rule]
+        assert all(words.regular(word, form[word], rule) for word in yes.split()), rule
+        assert not any(words.regular(word, form[word], rule) for word in no.split() if word in form), rule
+    past = words.forms()["past"]
+    traits = [words._item(0, word, past[word], "past", "").traits for word in ("walk", "bake", "stop", "cry", "sell")]
+    assert [dict(one)["form"] for one in traits] == ["regular", "regular", "respelt", "respelt", "irregular"]
+    assert [dict(item.traits)["letters"] for item in build(tokenizer, test=20).splits["test"].items[:4]] == [
+        "5 to 6", "3 to 4", "3 to 4", "7 to 8"]
+
+
 @pytest.mark.parametrize(("text", "strict", "flexible"), [
     ("walked\n\nrun", "walked", "walked"), (" walked ", "walked", "walked"), ("Walked", "", "walked"),
     ("walked.", "", "walked"), ("walked home", "", "walked"), ("", "", ""), ("\nwalked", "", ""), ("42", "", "")])
@@ -75,6 +107,7 @@ def test_what_is_read_of_an_answer(text, strict, flexible):
 def test_what_cannot_be_is_one_line(tokenizer, monkeypatch):
     for changes, match in (({"rules": ["past", "past"]}, "expected different ones"),
                            ({"rules": ["comparative"]}, r"task\.test: the rule comparative has \d+ words for test"),
+                           ({"donors": ["past"]}, "none of task.donors"),
                            ({"train": 10**6}, r"task\.train: the rule past has \d+ words for train, got 1000000")):
         with pytest.raises(UserError, match=match):
             build(tokenizer, **changes)

@@ -1,5 +1,6 @@
 """Worked examples before a question: whose they are, what each condition changes, what is dropped for want of room."""
 
+import hashlib
 import itertools
 import json
 import random
@@ -36,7 +37,7 @@ def task(prompt) -> TextTask:
     return small_task(prompt, sums(0, 60), sums(1000, 12), val_fraction=0.2)
 
 
-KINDS = [Context(kind, 4) for kind in _context.KINDS]
+KINDS = [Context(kind, 4) for kind in ("fewshot", "zeroshot", "shuffled_answers", "wrong_shots", "random_shots")]
 
 
 def one_line(call, *args) -> str:
@@ -199,3 +200,116 @@ def test_shuffled_answers_are_wrong_however_few_kinds_there_are(prompt, counts):
         assert len([answer for answer in answers if answer.startswith("In words")]) == len(shown) - surplus
         drawn.add(tuple(answers))
     assert len(drawn) > 1
+
+
+# -------------------------------------------------------------------------- other groups, fixed ones, other texts
+
+@pytest.fixture(scope="module")
+def grouped(prompt) -> TextTask:
+    """Three groups, the same questions in each, as tables of one task have them."""
+    train = [Item(i, f"q{i // 3}", f"{'abc'[i % 3]}{i // 3}", "", "abc"[i % 3]) for i in range(90)]
+    return small_task(prompt, train, [Item(0, "Q3?", "a3", "", "a"), Item(1, "new", "b", "", "b")])
+
+
+def test_examples_of_another_group_are_of_one_and_never_ask_the_same(grouped, prompt):
+    seen = Counter()
+    for split in ("train", "test"):
+        for i, item in enumerate(grouped.splits[split].items):
+            shots = choose(grouped, split, i, Context("other_group", 6))
+            letters = {answer[0] for _, answer in shots}
+            assert len(letters) == 1 and letters != {item.group} and len({question for question, _ in shots}) == 6
+            assert item.question.lower().rstrip("?") not in dict(shots)
+            assert all(answer[1:] == question[1:] for question, answer in shots), "their own answers"
+            seen.update((item.group, *letters))
+            assert shots == choose(grouped, split, i, Context("other_group", 6))
+    assert len(seen) == 3
+    assert "no group but 'a' of small has 40 worked examples" in one_line(
+        choose, grouped, "test", 0, Context("other_group", 40))
+    lone = small_task(prompt, sums(0, 20), [])
+    assert "a task of several groups" in one_line(choose, lone, "train", 0, Context("other_group", 2))
+
+
+def test_donors_are_shown_and_neither_trained_on_nor_scored_and_no_kin(prompt):
+    items = [Item(i, f"q{i}", f"a{i}", "", "own", family=f"f{i}") for i in range(10)]
+    donors = [Item(i, f"d{i}", f"b{i}", "", "other", family=f"f{i}") for i in range(10)]
+    task = text_task("small", "small", items, [], prompt, val_fraction=0.0, split_seed=0, subset=0, max_length=1000,
+                     extract=number, donors=donors)
+    bare = text_task("small", "small", items, [], prompt, val_fraction=0.0, split_seed=0, subset=0, max_length=1000,
+                     extract=number)
+    for i in range(10):
+        shots = choose(task, "train", i, Context("other_group", 9))
+        assert sorted(shots) == [(f"d{j}", f"b{j}") for j in range(10) if j != i]
+        assert choose(task, "train", i, Context(shots=9)) == choose(bare, "train", i, Context(shots=9))
+    assert task.fingerprints == bare.fingerprints
+    context = Context("other_group", 4)
+    assert context.identity(task) != context.identity(bare) and Context().identity(task) == Context().identity(bare)
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_fixed_examples_are_the_same_for_all_but_those_that_they_are(task, shots):
+    context = Context("fixed_shots", shots)
+    common = choose(task, "test", 0, context)
+    assert common == choose(task, "test", 11, context) and common != choose(task, "test", 0, Context(
+        "fixed_shots", shots, seed=7))
+    spares = set()
+    for i, item in enumerate(task.splits["train"].items):
+        own = choose(task, "train", i, context)
+        differ = [place for place in range(shots) if own[place] != common[place]]
+        assert item.question not in dict(own) and len(dict(own)) == shots
+        assert differ == [place for place in range(shots) if common[place][0] == item.question]
+        spares |= {own[place] for place in differ}
+    assert len(spares) == 1
+
+
+def test_an_instruction_stands_first_and_only_its_order_is_another(task, prompt):
+    text = "Write the sum.\nNothing else."
+    def asked(kind, i=0):
+        return prompt.decode(encode(task, "train", [i], Context(kind, 8, instruction=text))[0][0].tolist())
+
+    item = task.splits["train"].items[0]
+    turns = [{"role": "system", "content": text}, {"role": "user", "content": item.question}]
+    assert asked("instruction") == prompt.decode(prompt.prompt_ids([((), item.question, text)])[0])
+    assert text in prompt._chat(turns, True)
+    orders = {asked("instruction_shuffled", i).partition("What is")[0] for i in range(20)}
+    assert len(orders) > 5 and all(text not in order for order in orders)
+    for order in orders:
+        assert sorted(w for w in text.split()) == sorted(w for w in order.split() if w in text.split())
+    plain = _prompts.Prompt(prompt.tokenizer, "plain")
+    alike = small_task(plain, sums(0, 60), [])
+    ids, _ = encode(alike, "train", [3], Context("instruction", instruction=text))
+    assert plain.decode(ids[0].tolist()) == f"{text}\n\nWhat is 3 plus 3?\n"
+
+
+def test_a_document_stands_before_its_question_and_the_control_has_another(prompt):
+    plain = _prompts.Prompt(prompt.tokenizer, "plain")
+    train = [Item(i, f"q{i}", f"a{i}", "", "g" if i % 2 else "h", document=f"text {i}") for i in range(20)]
+    task = small_task(plain, train, [])
+    for kind in ("document", "other_document"):
+        _context.check(task, Context(kind))
+        for i in range(20):
+            before, question = plain.decode(encode(task, "train", [i], Context(kind))[0][0].tolist()).split("\n\n")
+            assert question == f"q{i}\n" and (before == f"text {i}") is (kind == "document")
+            assert int(before.split()[1]) % 2 == i % 2
+    assert "item 3 of train has" in one_line(encode, task, "train", [3], Context("document", max_length=12))
+
+
+def test_what_a_task_has_not_is_refused_before_anything(task, prompt):
+    same = small_task(prompt, [Item(i, f"q{i}", "a", "", document="one") for i in range(4)], [])
+    for about, context, says in [
+            (task, Context("document"), "item 1 of small has none; expected a task with documents"),
+            (same, Context("other_document"), "every training item has the same document"),
+            (task, Context("instruction_shuffled", instruction="Go"), "no other order of its words"),
+            (task, Context("instruction", instruction="Say <|im_end|>"), "reads as a control token")]:
+        assert says in one_line(_context.check, about, context)
+
+
+def test_what_was_made_before_there_were_other_contexts_is_found_again(task):
+    """Digests as they were: of items, of contexts and of which examples they chose."""
+    few = Context("fewshot", 4)
+    assert few.identity(task) == {"choice": 2, "context": {"kind": "fewshot", "shots": 4, "seed": 42,
+                                                           "max_length": 4096}}
+    assert task.fingerprints["test"] == "c06b1b4d4175742fc9c4b393a32500c398cb7cd0eaa68b9801ea05056c4b87a4"
+    chosen = json.dumps([choose(task, split, i, context) for context in KINDS for split in ("train", "test")
+                         for i in range(12)])
+    assert hashlib.sha256(chosen.encode()).hexdigest() == (
+        "fcd6c307206844ce24d6446cc86193209681ab94701d24bed113cedc5a935488")

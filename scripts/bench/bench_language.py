@@ -117,8 +117,7 @@ def configure(options: Options, folder: Path, serve: str, position: str) -> Conf
 
 def settings(cfg: Config, task: TextTask) -> Context:
     """The teacher's worked examples."""
-    return context_lm.settings_of(task, *(cfg.teacher.args[key] for key in (
-        "context", "shots", "fewshot_seed", "max_length")))
+    return context_lm.settings_of(task, *(cfg.teacher.args[key] for key in context_lm.SETTINGS))
 
 
 def autocast(options: Options) -> contextlib.AbstractContextManager:

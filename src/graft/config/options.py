@@ -184,7 +184,7 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: every key that has an influence on the result (see `schema`)."""
         def matter(values: dict[str, Any], fields: dict[str, Field]) -> dict[str, Any]:
-            return {key: value for key, value in values.items() if key not in fields or not fields[key].same}
+            return {key: value for key, value in values.items() if key not in fields or fields[key].tells(value)}
 
         flat = self.to_dict()
         for key, cls in SECTIONS.items():

@@ -10,6 +10,9 @@ For a list the rule holds for each element.
 
 A fourth text, `Annotated[type, rule, help, why]`, says why the value has no influence on the result. Such a key is no
 part of what the run is: it may change when a run is resumed, and is no difference between two recipes.
+
+A fifth text, `Annotated[type, rule, help, "", since]`, says when a key came that earlier runs did not have. At its
+default it is left out of what a run is, so that those runs, their caches and references are still what is asked for.
 """
 
 import ast
@@ -38,7 +41,8 @@ ENTRY = {"tasks": "build", "students": "build", "teachers": "build", "losses": "
 class Field:
     """One configurable value: its name, type, default (`REQUIRED` if none), rule and help.
 
-    `same` says why it has no influence on the result; empty: it has one.
+    `same` says why it has no influence on the result; empty: it has one. `since` says when it came; empty: it was there
+    from the first.
     """
 
     name: str
@@ -47,6 +51,11 @@ class Field:
     rule: str = ""
     help: str = ""
     same: str = ""
+    since: str = ""
+
+    def tells(self, value: Any) -> bool:
+        """Whether a run with this value is another run for it."""
+        return not self.same and not (self.since and value == self.default)
 
 
 def _field(name: str, annotation: Any, default: Any) -> Field:

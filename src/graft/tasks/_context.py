@@ -7,31 +7,59 @@ few-shot seed and the item alone, never on the training seed, the epoch or the p
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from graft import keyed
 from graft.errors import UserError
-from graft.tasks._prompts import Shot
+from graft.tasks import _other_texts
+from graft.tasks._prompts import Shot, behind
 from graft.tasks._text import Item, Ragged, TextTask
 
 CHOICE = 2  # raise it when the same context comes to mean other examples: caches of teachers hold it
-KINDS = ("fewshot", "zeroshot", "shuffled_answers", "wrong_shots", "random_shots")
+SHOWN = ("fewshot", "shuffled_answers", "wrong_shots", "random_shots", "other_group", "fixed_shots")
+INSTRUCTED, DOCUMENTED = ("instruction", "instruction_shuffled"), ("document", "other_document")
+KINDS = ("zeroshot", *SHOWN, *INSTRUCTED, *DOCUMENTED)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Which worked examples.
+    """Which worked examples, or what else.
 
     fewshot: `shots` training items of the item's group, none of which asks what it asks. zeroshot: none.
     shuffled_answers: the same examples, each with the answer of another of them that says something else (where more
     than half say the same, of an item outside the context). wrong_shots: the same questions, each with an answer of an
     item outside the context that says something else. random_shots: the words of the same examples in random order.
+    other_group: as many examples of one other group (`_other_texts.of_another_group`). fixed_shots: the same examples
+    for all items of a group; where one is the item itself, another takes its place.
+    instruction: a text as the system's turn, in plain layout the first lines, and no examples; instruction_shuffled:
+    its words in random order. document: the item's own, before its question; other_document: another item's.
     """
 
     kind: str = "fewshot"
     shots: int = 8
     seed: int = 42
     max_length: int = 4096  # tokens of prompt and answer; beyond it the first examples are dropped, never the answer
+    instruction: str = ""
+
+    @property
+    def examples(self) -> int:
+        """Worked examples in it."""
+        return self.shots if self.kind in SHOWN else 0
+
+    def identity(self, task: TextTask) -> dict[str, Any]:
+        """What a cache of what it lets a teacher say is told by, the training items apart."""
+        about = {key: value for key, value in asdict(self).items() if value or key != "instruction"}
+        donors = {"donors": _other_texts.donors_sha256(task)} if self.kind == "other_group" else {}
+        return {"context": about, "choice": CHOICE, **donors}
+
+
+def check(task: TextTask, context: Context) -> None:
+    """Raise UserError where a task has not what the context is made of."""
+    if context.kind in INSTRUCTED:
+        _other_texts.check_instruction(task, context.instruction, context.kind == "instruction_shuffled")
+    if context.kind in DOCUMENTED:
+        _other_texts.check_documents(task, task.splits["train"].items, context.kind == "other_document")
 
 
 def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
@@ -39,10 +67,12 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
 
     Raises UserError if there are too few training items.
     """
-    if context.kind == "zeroshot" or context.shots == 0:
+    if not context.examples:
         return []
     item, train = task.splits[split].items[i], task.splits["train"]
-    draw = random.Random(keyed.key(context.seed, "shots", item.id))
+    if context.kind == "other_group":
+        others = _other_texts.of_another_group(task, item, context.shots, context.seed)
+        return [(example.question, example.answer) for example in others]
     # A question that stands in train more than once is one example, and none for a question like it in any split.
     pool, own = train.groups.get(item.group, []), train.first.get(task.splits[split].contents[i])
     others = len(pool) - (own is not None)
@@ -52,7 +82,13 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
                         f"which has {others} other training items{group}; expected as many: fewer shots, or "
                         f"{'larger groups' if group else 'more items'}")
     # One more than needed, so that the item itself can be left out wherever it turns up.
-    picked = [j for j in draw.sample(pool, context.shots + (own is not None)) if j != own][:context.shots]
+    if context.kind == "fixed_shots":
+        draw = random.Random(keyed.key(context.seed, "fixed shots", item.group))
+        sample = draw.sample(pool, min(context.shots + 1, len(pool)))
+        picked = [sample[-1] if j == own else j for j in sample[:context.shots]]
+    else:
+        draw = random.Random(keyed.key(context.seed, "shots", item.id))
+        picked = [j for j in draw.sample(pool, context.shots + (own is not None)) if j != own][:context.shots]
     examples, outside = [train.items[j] for j in picked], _Outside(train.items, pool, {*picked, own}, context, draw)
     shots = [(example.question, example.answer) for example in examples]
     if context.kind == "shuffled_answers":
@@ -129,31 +165,53 @@ def _scramble(text: str, draw: random.Random) -> str:
     return " ".join(draw.sample(words, len(words)))
 
 
+def read(task: TextTask, split: str, i: int, context: Context) -> tuple[list[Shot], str, str]:
+    """What stands before the answer of item `i`: worked examples, the user's turn, the system's turn."""
+    item, system, document = task.splits[split].items[i], "", ""
+    if context.kind in INSTRUCTED:
+        system = context.instruction if context.kind == "instruction" else _other_texts.shuffled_words(
+            context.instruction, item, context.seed)
+    if context.kind in DOCUMENTED:
+        document = item.document if context.kind == "document" else _other_texts.document_of_another(
+            task, item, context.seed)
+    return (choose(task, split, i, context), behind(document, item.question),
+            "\n\n".join(text for text in (item.system, system) if text))
+
+
 def encode(task: TextTask, split: str, index: Sequence[int], context: Context,
            reserve: int | None = None) -> tuple[Ragged, list[int]]:
-    """Prompt ids of the items at `index` behind their worked examples, and how many examples each had to drop.
+    """Prompt ids of the items at `index` behind what they read, and how many worked examples each had to drop.
 
     `reserve` tokens of `context.max_length` are kept free for an answer that is to be generated: what it is asked must
     not depend on how long the right one is. None: as many as the item's own answer has, which is to be scored.
-    Raises UserError if no item has room for any example.
+    Raises UserError if no item has room for any example, or an instruction or document does not fit.
     """
     items = [task.splits[split].items[i] for i in index]
     room = [context.max_length - (int(task.splits[split].answers.lengths[i]) if reserve is None else reserve)
             for i in index]
-    shots = [choose(task, split, i, context) for i in index]
+    around = [read(task, split, i, context) for i in index]
     dropped = [0] * len(items)
 
     def asked(j: int) -> tuple[Sequence[Shot], str, str]:
-        return shots[j][dropped[j]:], items[j].question, items[j].system
+        shots, question, system = around[j]
+        return shots[dropped[j]:], question, system
+
+    def shown(j: int) -> int:
+        return len(around[j][0])
 
     ids = task.prompt.prompt_ids([asked(j) for j in range(len(items))])
-    while too_long := [j for j in range(len(ids)) if len(ids[j]) > room[j] and dropped[j] < len(shots[j])]:
+    while too_long := [j for j in range(len(ids)) if len(ids[j]) > room[j] and dropped[j] < shown(j)]:
         for j in too_long:
             dropped[j] += 1
         for j, shorter in zip(too_long, task.prompt.prompt_ids([asked(j) for j in too_long])):
             ids[j] = shorter
-    if items and all(dropped[j] == len(shots[j]) > 0 for j in range(len(items))):
+    if items and all(dropped[j] == shown(j) > 0 for j in range(len(items))):
         raise UserError(f"teacher.max_length: {context.max_length} tokens have no room for a single worked example in "
                         f"any of {len(items)} {split} items" + ("" if reserve is None else
                         f", {reserve} of them kept for the answer") + "; expected more")
+    if context.kind in (*INSTRUCTED, *DOCUMENTED):
+        for j, item in enumerate(items):
+            if len(ids[j]) > room[j]:
+                raise UserError(f"teacher.max_length: item {item.id} of {split} has {len(ids[j])} tokens before its "
+                                f"answer with the {context.kind}, more than {room[j]}; expected more, or shorter texts")
     return Ragged(ids), dropped

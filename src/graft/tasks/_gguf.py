@@ -15,9 +15,10 @@ import filelock
 
 from graft.errors import UserError
 from graft.runtime.digests import of_files
-from graft.runtime.files import cache_dir, permitted
+from graft.runtime.files import cache_dir, parsed, permitted
 
 SUFFIX = ".gguf"
+NOTE = "origin.json"
 
 
 def cache() -> Path:
@@ -43,6 +44,25 @@ def folder_of(file: str, key: str) -> Path:
     return folder
 
 
+def origin(folder: Path, key: str) -> dict[str, Any]:
+    """What the note in a model's folder says of where its weights are from; empty without one.
+
+    Raises UserError for a damaged note: a licence must not be lost without a word.
+    """
+    note = folder / NOTE
+    try:
+        content = parsed(note.read_text(encoding="utf-8"))
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()  # it is to go into results
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise UserError(f"{key}: {note}: damaged ({' '.join(str(error).split())[:80]}); expected what "
+                        "scripts/get_model.py wrote: make the folder again, or remove the note") from None
+
+
 def convert(path: Path, folder: Path, key: str, origin: dict[str, Any]) -> None:
     """Write the model of a GGUF file as `folder`, which is there complete or not at all; `origin` joins its note.
 
@@ -53,7 +73,7 @@ def convert(path: Path, folder: Path, key: str, origin: dict[str, Any]) -> None:
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
         _write(path, unfinished, key)
-        (unfinished / "origin.json").write_text(json.dumps({**origin, **about}, indent=1) + "\n")
+        (unfinished / NOTE).write_text(json.dumps({**origin, **about}, indent=1) + "\n")
         readable = permitted()  # mkdtemp and safetensors write 0700 and 0600
         os.chmod(unfinished, readable)
         for file in unfinished.iterdir():

@@ -59,6 +59,11 @@ def load(tokenizer: str, revision: str = "", layout: str = "auto") -> "Prompt":
     return Prompt(loaded, layout)
 
 
+def behind(document: str, question: str) -> str:
+    """The user's turn where a text stands before the question about it."""
+    return f"{document}\n\n{question}" if document else question
+
+
 class Prompt:
     """Questions and answers as token ids, in the tokenizer's chat template or in plain text.
 

@@ -17,7 +17,7 @@ from graft.tasks._prompts import Prompt
 from graft.tasks._text import Item, TextTask, text_task
 
 Row = dict[str, Any]
-Reader = Callable[[Row], tuple[str, ...]]  # a row's question, answer, gold[, group, system]; ValueError without one
+Reader = Callable[[Row], tuple[str, ...]]  # a row's question, answer, gold[, group, system, document], or ValueError
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def items(files: list[Path], read: Reader, prompt: Prompt) -> list[Item]:
         for where, row in _jsonl(file) if file.suffix == ".jsonl" else _parquet(file):
             try:
                 item = Item(len(found), *read(row))
-                prompt.check(item.question, item.answer, item.system)
+                prompt.check(_prompts.behind(item.document, item.question), item.answer, item.system)
             except ValueError as error:
                 raise UserError(f"{where}: {error}") from None
             found.append(item)

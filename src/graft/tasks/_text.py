@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,16 @@ class Item:
     gold: str  # what an extracted prediction must equal
     group: str = ""  # worked examples come from the same group
     system: str = ""  # the system's turn, before everything else
+    document: str = ""  # a text that only a teacher reads
+    family: str = ""  # items of one family say too much about each other; `content` alone where it is empty
+    traits: tuple[tuple[str, str], ...] = ()  # name and value of what scores are also read by, such as its difficulty
+
+
+    @property
+    def says(self) -> list[Any]:
+        """All that decides what is asked, read and judged; what came later than the first keys, where it is there."""
+        later = {name: value for name in ("document", "family") if (value := getattr(self, name))}
+        return [self.id, self.question, self.answer, self.gold, self.group, self.system, *([later] if later else [])]
 
 
 Content = tuple[str, str]  # group, normal question
@@ -146,6 +156,7 @@ class TextTask:
     stop: tuple[str, ...] = ()  # text that ends an answer besides the end-of-turn token
     overlap: int = 0  # test items whose question also stands in train or val
     answered: str = ""  # digest of the training answers where they are not the data's own
+    donors: tuple[Item, ...] = ()  # of other groups, for contexts alone: neither trained on nor scored
 
     unit = "items"
     classes = ()
@@ -186,13 +197,13 @@ class TextTask:
 
 def fingerprint(items: Sequence[Item]) -> str:
     """SHA-256 (hex) of all that items say, in their order."""
-    return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([item.says for item in items]).encode()).hexdigest()
 
 
 def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Item], prompt: Prompt, *,
               val_fraction: float, split_seed: int, subset: int, max_length: int,
               extract: Callable[[str], tuple[str, str]], stop: tuple[str, ...] = (),
-              allow_overlap: bool = True) -> TextTask:
+              allow_overlap: bool = True, donors: Sequence[Item] = ()) -> TextTask:
     """A task from its items: validation is held out from `train`, then `subset` items are kept (0: all).
 
     Training items longer than `max_length` tokens are left out and counted: an answer is never cut. Raises
@@ -219,7 +230,8 @@ def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Ite
                         f"or val (item {first.id} of test is item {other.id} of the training data, "
                         f"{first.question[:60]!r}); remove them, or set it to true")
     digests = {key: fingerprint(split.items) for key, split in splits.items()}
-    return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop, len(shared))
+    return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop, len(shared),
+                    tuple(donors))
 
 
 def _shared(splits: dict[str, TextSplit]) -> list[tuple[int, Item]]:

@@ -23,6 +23,8 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           answer: Annotated[str, "", "column of the answers, worked out as a model is to write them"] = "answer",
           group: Annotated[str, "", "column; worked examples come from the question's group; empty: from all"] = "",
           system: Annotated[str, "", "column of system messages; empty: none"] = "",
+          document: Annotated[str, "", "column of texts that only a teacher with context document reads; empty: none",
+                              "", "2026-11"] = "",
           answer_pattern: Annotated[str, "", "what of an answer is compared: exact (all of it), number (alone or after "
                                              "####), boxed, letter (A to E, alone or in 'answer is (A)'), or a regular "
                                              "expression (its first group, if it has one)"] = "exact",
@@ -50,7 +52,7 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
     def read(row: _rows.Row) -> tuple[str, ...]:
         asked, answered = (_rows.text(row, column, numbers=True) for column in (question, answer))
         return (prefix + asked, answered, _gold(answered, gold, answer, answer_pattern),
-                *(_rows.text(row, column, numbers=True) if column else "" for column in (group, system)))
+                *(_rows.text(row, column, numbers=True) if column else "" for column in (group, system, document)))
 
     items = {"train": _rows.items(_files("train", train), read, prompt)}
     if test:

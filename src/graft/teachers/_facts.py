@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError
 from graft.runtime.files import cache_dir
-from graft.tasks._context import CHOICE, Context
+from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._topk_files import of_states
 from graft.training.resume import leaves
@@ -27,7 +26,7 @@ def about(task: TextTask, context: Context, base: str, precision: str, dtype: st
                         "model's; name teacher.model")
     return {"format": FORMAT, "model": base, "tokenizer": task.prompt.tokenizer_sha256,
             "template": task.prompt.template_sha256, "items": task.fingerprints["train"], "max_length": task.max_length,
-            "split": "train", "context": asdict(context), "choice": CHOICE, "precision": precision, "dtype": dtype,
+            "split": "train", "precision": precision, "dtype": dtype, **context.identity(task),
             **({"keep": keep} if keep != "topk" else {}), **({"answers": task.answered} if task.answered else {})}
 
 

@@ -49,7 +49,7 @@ from graft.teachers._topk_files import (
 
 def said(short: int, items: int, context: Context) -> str:
     """What a run says about its teacher's context when it starts."""
-    return (f"teacher reads {context.shots if context.kind != 'zeroshot' else 0} worked examples ({context.kind}); "
+    return (f"teacher reads {context.examples} worked examples ({context.kind}); "
             f"{short} of {items} items had to drop some to fit teacher.max_length {context.max_length}")
 
 

@@ -12,25 +12,29 @@ from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK
 from graft.students import _language
 from graft.students.causal_lm import CausalLM
-from graft.tasks._context import Context, encode
+from graft.tasks._context import Context, check, encode
 from graft.tasks._text import TextTask, sequences
 from graft.teachers import _topk_cache
 from graft.teachers._freeze import freeze
 from graft.teachers._topk import divide, join, top_k, within
 
 TEXT = True
+SETTINGS = ("context", "shots", "fewshot_seed", "max_length", "instruction")  # what `settings_of` is given
 
 
 def build(task: TextTask, student: CausalLM, *,
-          context: Annotated[str, "fewshot | zeroshot | shuffled_answers | wrong_shots | random_shots",
+          context: Annotated[str, "fewshot | zeroshot | shuffled_answers | wrong_shots | random_shots | other_group | "
+                             "fixed_shots | instruction | instruction_shuffled | document | other_document",
                              "what the teacher reads before the question (see tasks/_context.py)"] = "fewshot",
           shots: Annotated[int, ">= 0", "worked examples"] = 8,
           fewshot_seed: Annotated[int, ">= 0", "which ones; independent of the training seed"] = 42,
+          instruction: Annotated[str, "", "contexts instruction, instruction_shuffled: what the teacher reads; \\n is "
+                                 "a new line", "", "2026-11"] = "",
           max_length: Annotated[int, "> 0", "tokens of the teacher's sequence; examples that do not fit are dropped"]
           = 4096,
           keep: Annotated[str, "topk | hidden", "what is known of the teacher at each answer token. topk: its largest "
                           "logits; hidden: its last hidden state, from which the head that it shares with a LoRA "
-                          "student makes all logits, for any tau and without a tail"] = "topk",
+                          "student makes all logits, for any tau and without a tail", "", "2026-11"] = "topk",
           k: Annotated[int, "> 0", "topk: how many logits"] = 256,
           serve: Annotated[str, "adapter | copy | cache", "adapter: the student's own weights without its adapters; "
                            "copy: a second, frozen model; cache: what scripts/cache_teacher.py computed"] = "adapter",
@@ -47,7 +51,7 @@ def build(task: TextTask, student: CausalLM, *,
 
     Raises UserError where student, model, tokenizer, K, head or cache do not fit, before anything is trained.
     """
-    settings = settings_of(task, context, shots, fewshot_seed, max_length)
+    settings = settings_of(task, context, shots, fewshot_seed, max_length, instruction)
     if keep == "topk" and k > task.num_classes:
         raise UserError(f"teacher.k: {k} is more than the {task.num_classes} tokens of the vocabulary")
     if serve == "cache":
@@ -93,13 +97,16 @@ def _refuse_wider(rows: int, student: CausalLM) -> None:
                         "most as many")
 
 
-def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max_length: int) -> Context:
-    """The worked examples that a configuration asks for. Raises UserError where they are impossible."""
+def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max_length: int,
+                instruction: str) -> Context:
+    """What a configuration lets the teacher read. Raises UserError where that is impossible."""
     if context == "shuffled_answers" and shots < 2:
         raise UserError(f"teacher.shots: shuffled_answers needs at least 2 examples, got {shots}")
     if max_length < task.max_length:
         raise UserError(f"teacher.max_length: must be at least task.max_length {task.max_length}, got {max_length}")
-    return Context(context, shots, fewshot_seed, max_length)
+    settings = Context(context, shots, fewshot_seed, max_length, instruction.replace("\\n", "\n").strip())
+    check(task, settings)
+    return settings
 
 
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:

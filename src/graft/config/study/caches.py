@@ -11,7 +11,8 @@ from graft.config.study.job import Job, work
 from graft.config.study.layers import SMOKE, last_wins
 
 # What the logits depend on, of the teacher's settings and of the model's; the task's count all.
-SETTINGS = ("context", "shots", "fewshot_seed", "max_length", "precision", "cache_dtype", "model", "revision", "dtype")
+SETTINGS = ("context", "shots", "fewshot_seed", "instruction", "max_length", "keep", "precision", "cache_dtype",
+            "model", "revision", "dtype")
 MODEL = ("model", "revision", "dtype", "random_weights")
 
 
@@ -68,9 +69,9 @@ def _reads(job: Job) -> bool:
 
 def _key(cfg: Config) -> str:
     """What a teacher's logits depend on, K apart: runs of one key read one cache."""
-    args = cfg.teacher.args
+    identity = cfg.identity()
+    args = identity["teacher"]
     model = {} if args["model"] else {key: cfg.student.args[key] for key in MODEL}
     positions = sorted({term.args["position"] for term in cfg.objective if term.used and "position" in term.args})
-    settings = {key: args[key] for key in SETTINGS}
-    settings |= {"keep": args["keep"]} if args["keep"] != "topk" else {}  # the digests of those that are there stay
-    return json.dumps([cfg.identity()["task"], settings, model, positions], sort_keys=True)
+    settings = {key: args[key] for key in SETTINGS if key in args}  # later keys at their default are left out
+    return json.dumps([identity["task"], settings, model, positions], sort_keys=True)

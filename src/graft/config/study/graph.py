@@ -1,8 +1,8 @@
 """What a study runs: every job's command line, folder and what it needs. `graft.config.study` reads the study itself.
 
 What a job needs follows from its resolved configuration: a value that lies in experiments/<study>/<name> needs the
-job of that name, whoever wrote it. Where the study is put into another folder (--name, --smoke) such a value moves
-with it. No torch here.
+job of that name, whoever wrote it, and a path that is one of the words of a work needs that work. Where the study is
+put into another folder (--name, --smoke) what lies in its own moves with it. No torch here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,7 +62,14 @@ class Graph:
                 if isinstance(value, str) and (moved := self._moved(value)):
                     needs += self._makers(Path(moved), own)
                     words += [f"{key}.{name}={moved}"] * (moved != value)
+                elif isinstance(value, str) and "/" in value:
+                    needs += [f"{work}/work" for work, item in self.study.work.items() if value in item.args]
         return words, needs
+
+    def makes(self, value: str) -> bool:
+        """Whether a path of a configuration is made by a job of the study, and not there yet or in its folder."""
+        works = (item.args for item in self.study.work.values())
+        return value.startswith(f"{self.at}/") or (any(value in words for words in works) and not Path(value).exists())
 
     def _moved(self, value: str) -> str:
         """A path in the folder of one of the study's jobs, where that is now; empty for any other."""
