@@ -19,7 +19,7 @@ from tqdm import tqdm
 from graft import keyed
 from graft.errors import UserError
 from graft.evaluation import kept
-from graft.reporting import results
+from graft.reporting import results, traits
 from graft.runtime import checkpoint
 from graft.runtime.files import parsed
 from graft.runtime.provenance import code_sha
@@ -132,15 +132,18 @@ def _read_parts(path: Path, digest: str, count: int) -> dict[int, dict[str, Any]
 def judge(task: TextTask, split: str, index: Sequence[int], texts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row an item (`results.TEXT_COLUMNS`): `prediction` by the strict rule, `prediction_flexible` by the other.
 
-    No prediction ("") is wrong. `tokens` were generated, the one that ended the answer apart.
+    No prediction ("") is wrong. The item's traits are columns besides. `tokens` were generated, the one that ended the
+    answer apart.
     """
     lines = []
     for i, given in zip(index, texts, strict=True):
         item, (strict, flexible) = task.splits[split].items[i], task.extract(given["text"])
         lines.append({"index": i, "id": item.id, "gold": item.gold, "prediction": strict,
                       "correct": strict == item.gold != "", "prediction_flexible": flexible,
-                      "correct_flexible": flexible == item.gold != "", **given})
-    return pd.DataFrame(lines, columns=list(results.TEXT_COLUMNS))
+                      "correct_flexible": flexible == item.gold != "", **given,
+                      **{f"{traits.COLUMN}{name}": value for name, value in item.traits}})
+    columns = dict.fromkeys([*results.TEXT_COLUMNS, *(name for line in lines for name in line)])
+    return pd.DataFrame(lines, columns=list(columns))
 
 
 def metrics(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from graft.errors import UserError
 from graft.reporting import stats
 from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed, seed_summary
 from graft.reporting.reading import SCHEMA_VERSION, read_forensics, read_results, read_robustness
+from graft.reporting.traits import by_trait
 from graft.runtime.files import whole, write_text
 
 __all__ = ["assemble", "example_rows", "metrics", "read_forensics", "read_results", "read_robustness", "share",
@@ -97,8 +98,9 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
     `vs_untrained` with the untrained model where it is there. `references`, such as the teachers, are listed and not
     compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any conditions, a family of their own.
     `curve` are scores of further checkpoints, as `runs`, summed up by step in `curve_summary`. Where `GAP` is there,
-    `gap_closed` says how much of it each condition closes (`stats.gap_closed`), by split and metric. Raises UserError
-    where runs must not be compared: other data, other examples, two runs for one seed, rows that contradict their run.
+    `gap_closed` says how much of it each condition closes (`stats.gap_closed`), by split and metric. `traits` is the
+    accuracy by the traits of questions, where rows hold any. Raises UserError where runs must not be compared: other
+    data, other examples, two runs for one seed, rows that contradict their run.
     """
     names = list(dict.fromkeys(run["condition"] for run in runs))
     for key, name in [("baseline", baseline), *(("contrasts", name) for pair in contrasts for name in pair)]:
@@ -110,6 +112,9 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
         own = [run for run in runs if run["condition"] == name]
         conditions[name] = {"runs": [{k: v for k, v in run.items() if k != "condition"} for run in own],
                             "summary": _summaries(own, rows), "vs_baseline": {}}
+        found = {split: by_trait(rows[name, split]) for split in dict.fromkeys(run["split"] for run in own)}
+        if found := {split: traits for split, traits in found.items() if traits}:
+            conditions[name]["traits"] = found
         if points := [one for one in curve if one["condition"] == name]:
             conditions[name]["curve"] = [{key: one[key] for key in ("seed", "step", "split", "n", "metrics")}
                                          for one in points]

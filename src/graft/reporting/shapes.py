@@ -41,12 +41,13 @@ CONDITION = {
     # of text, each where it can be computed
     "curve?": [{"seed": int, "step": Count(), "split": str, "n": Count(1),
                 "metrics": {"accuracy": {"value": Share(), "ci95": CI95}, "*": {"value": NUMBER}}}],
+    "traits?": {"*": {"*": {"*": {"n": Count(1), "accuracy": MEAN}}}},
     "curve_summary?": {"*": {"*": MEANS}}, "vs_untrained?": {"*": {"*": VERSUS}},
     "gap_closed?": {"*": {"*": {"value": MAYBE, "ci95": CI95, "scope": str}}}}
 RESULTS = {
     "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
     "code_sha": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
-    "conditions": {"*": CONDITION},
+    "models?": {"*": dict}, "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 
 CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},
