@@ -128,6 +128,8 @@ def assemble(options: argparse.Namespace, scorer: Any, entries: list[dict[str, A
     for name, text in options.condition_labels:
         if name in assembled["conditions"]:
             assembled["conditions"][name]["label"] = text
+    if models := {name: note for own in conditions.values() for name, note in rebuild.trained(own[0]).models.items()}:
+        assembled["models"] = models
     assembled |= {"metric_labels": dict(options.metric_labels)} if options.metric_labels else {}
     if options.limit:
         assembled["limit"] = options.limit

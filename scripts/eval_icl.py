@@ -63,6 +63,7 @@ def main() -> None:
     from graft.reporting import results, tables
     from graft.runtime.place import accelerator
     from graft.runtime.provenance import code_sha
+    from graft.students._language import origins
     from graft.tasks._text import TextTask
 
     engines.enter_environment(options.engine)
@@ -75,6 +76,8 @@ def main() -> None:
         return
     assembled = results.assemble(options.output.resolve().parent.name, task.about, entries, options.output.parent,
                                  "base_0shot" if options.shots[0] == 0 else "", code_sha=code_sha())
+    if models := origins(cfg):
+        assembled["models"] = models
     results.write_json(options.output, assembled)
     print(tables.shown(assembled), end="")
     if options.shots[0] == 0 < options.shots[-1]:

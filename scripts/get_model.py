@@ -10,7 +10,6 @@ which licence and how it was quantised; it goes into every result. What is there
 
 import argparse
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -80,8 +79,7 @@ def main() -> None:
     from graft.tasks import _gguf
     model, folder = MODELS[options.name], options.out or _gguf.cache() / options.name
     if folder.exists():
-        note = folder / "origin.json"
-        if not note.is_file() or json.loads(note.read_text()).get("sha256") != model.sha256:
+        if _gguf.origin(folder, "--out").get("sha256") != model.sha256:
             raise UserError(f"--out: {folder}: is there and was not made from {options.name}")
         print(f"{folder}: is there")
         return

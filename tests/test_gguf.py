@@ -1,6 +1,7 @@
 """Quantised model files: a folder with the same logits as the weights that were written, and what is refused."""
 
 import json
+import shutil
 import sys
 
 import gguf
@@ -10,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from graft.errors import UserError
+from graft.evaluation import rebuild
 from graft.students import _language
 from graft.tasks import _gguf, _prompts
+from small_lm import lm, run_main, tiny
 
 HEADS, KV_HEADS, LAYERS, WIDTH = 4, 2, 2, 32
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -127,3 +130,22 @@ def test_without_the_package_the_line_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
         _gguf.folder_of(str(tmp_path / "tiny.gguf"), "student.model")
+
+
+def test_the_note_of_origin_goes_with_a_run_and_with_what_starts_from_it(tmp_path):
+    note = {"packages": ["some==1"], "licence": "Apache-2.0", "tensors": {"Q4_1": 210}}
+    model = shutil.copytree(lm(), tmp_path / "lm")
+    (model / "origin.json").write_text(json.dumps(note))
+    words = [f"student.model={model}", "student.lora=false", "train.duration=2st"]
+    cfg = tiny(tmp_path / "first", *words)
+    run_main(cfg)
+    assert rebuild.trained(cfg.run_dir).models == {str(model): note}
+    later = tiny(tmp_path / "later", *words, f"student.model={cfg.run_dir}")
+    assert _language.origins(later) == {str(model): note}
+    assert _language.origins(tiny(tmp_path / "drawn", *words, "student.random_weights=true")) == {}
+    assert _language.origins(tiny(tmp_path / "other", *words, f"student.model={lm()}")) == {}
+    for damaged in ('{"licence": ', "[1]", '{"size": NaN}', '{"a": "\\ud800"}', "[" * 100_000):
+        (model / "origin.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"student\.model: .*origin\.json: damaged") as caught:
+            run_main(tiny(tmp_path / "second", *words))
+        assert "\n" not in str(caught.value) and not list((tmp_path / "second").glob("seed0/checkpoint*"))

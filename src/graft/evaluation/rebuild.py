@@ -32,6 +32,7 @@ class Trained:
     config: Config
     data: dict[str, Any]
     teacher: str  # digest of its teacher's weights; empty without one
+    models: dict[str, Any]  # what is noted of the origin of the models it started from
 
     @property
     def task(self) -> Task:
@@ -52,7 +53,8 @@ def trained(run_dir: Path) -> Trained:
     data = identity.of_checkpoint(path, info)
     cfg = config.restored(info["config"], f"{path}/trainer.json")
     # where it lies now, under any name: it may have been moved since
-    return Trained(run_dir, replace(cfg, output_dir=str(run_dir.parent)), data, info.get("teacher", ""))
+    return Trained(run_dir, replace(cfg, output_dir=str(run_dir.parent)), data, info.get("teacher", ""),
+                   info.get("models", {}))
 
 
 def runs_of(base_dir: Path, condition: str) -> list[Path]:

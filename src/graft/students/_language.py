@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
+from graft.config.options import Config
 from graft.errors import UserError
 from graft.runtime import checkpoint, digests
 from graft.runtime.identity import of_checkpoint
@@ -94,6 +95,21 @@ def identity(model: str, revision: str, key: str = "student.model") -> str:
     files = sorted(file for file in folder.iterdir() if file.suffix in CONTENT or file.name == "config.json")
     about = list(zip([file.name for file in files], digests.of_files(files), strict=True))
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def origins(config: Config) -> dict[str, dict[str, Any]]:
+    """What is noted of where the student's and the teacher's weights are from, by the model's name: packages, licence,
+    quantisation. A run that is such a model passes on what it started from. Raises UserError for a damaged note."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in ("student", "teacher"):
+        args = getattr(config, key).args
+        if (model := args.get("model", "")) and not args.get("random_weights"):
+            folder = Path(folder_of(model, f"{key}.model"))
+            if checkpoint.is_run(folder.parent):
+                found |= checkpoint.info_of(folder).get("models", {})
+            elif note := _gguf.origin(folder, f"{key}.model"):
+                found[model] = note
+    return found
 
 
 class Head(nn.Module):

@@ -15,7 +15,7 @@ from graft.runtime.files import read_json, write_text
 from graft.runtime.place import Place
 from graft.runtime.provenance import code_sha, provenance
 from graft.runtime.status import write_status
-from graft.students._language import tokenizer_files
+from graft.students._language import origins, tokenizer_files
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.resume import code_changes, find, refuse_other_run
@@ -33,6 +33,7 @@ class Saver:
         self.config, self.task, self.student, self.optimizer, self.place = config, task, student, optimizer, place
         # A language model that teaches knows what it is: some have 16 GB of weights, others none of their own.
         self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
+        self.models = origins(config) if isinstance(task, TextTask) else {}
         self.failures = 0
         self.tokenizer: dict[str, bytes] = {}
         self.code_changes: list[dict[str, Any]] = []  # with --code_changed: at which steps which files had changed
@@ -65,7 +66,8 @@ class Saver:
         base = {"base": self.student.base} if isinstance(self.task, TextTask) else {}
         sharding = {"sharding": "fsdp"} if self.place.sharded else {}  # sums are added in another order
         teacher = {"teacher": self.teacher} if self.teacher else {}
-        return {"data": self.task.about, **base, **sharding, **teacher}
+        models = {"models": self.models} if self.models else {}
+        return {"data": self.task.about, **base, **sharding, **teacher, **models}
 
     def _files(self) -> dict[str, str | bytes]:
         """What makes a checkpoint of a language model a model for other tools."""
