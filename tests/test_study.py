@@ -142,6 +142,16 @@ def test_the_studies_start_runs_that_load_after_what_they_need(name):
         assert (ROOT / job.script).is_file(), job.script
 
 
+def test_a_path_among_the_words_of_a_work_is_made_by_it():
+    graph = Graph(study.load("words_smollm2"), Asked())
+    assert graph.makes("cache/models/smollm2-135m") is not (ROOT / "cache/models/smollm2-135m").exists()
+    assert graph.makes("experiments/words_smollm2/model") and not graph.makes("cache/models")
+    for job in graph.jobs.values():
+        assert ("model/work" in job.needs) is (job.name != "model/work"), job.name
+    moved = Graph(study.load("words_smollm2"), Asked(set=("student.model=elsewhere/lm",)))
+    assert not any("model/work" in job.needs for job in moved.jobs.values())
+
+
 def test_language_runs_read_the_caches_that_are_built_for_them():
     graph = Graph(study.load("gsm8k_qwen1b7"), Asked(set=("student.model=tiny", "teacher.cache_dtype=fp32")))
     caches = {job.folder.parent.name: job.config for job in graph.jobs.values() if job.name.startswith("cache-")}

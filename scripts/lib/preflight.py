@@ -25,20 +25,20 @@ def checks(graph: Graph) -> Iterator[tuple[str, Check]]:
         yield "vllm", _vllm
     for job in graph.jobs.values():
         if job.config is not None and runs.state(job).name in ("new", "begun"):
-            yield from _of_run(job.config, str(graph.at))
+            yield from _of_run(job.config, graph.makes)
 
 
-def _of_run(cfg: Config, made: str) -> Iterator[tuple[str, Check]]:
-    """The task, the student's and the teacher's weights, but for what lies in the folder `made`."""
+def _of_run(cfg: Config, made: Callable[[str], bool]) -> Iterator[tuple[str, Check]]:
+    """The task, the student's and the teacher's weights, but for what is `made` by the study itself."""
     from graft.config import parts
 
-    if not any(str(value).startswith(f"{made}/") for value in cfg.task.args.values()):
+    if not any(made(str(value)) for value in cfg.task.args.values()):
         kept = {key: value for key, value in cfg.task.args.items() if key not in ("subset", "val_fraction")}
         yield f"task {cfg.task.name} {kept}", lambda: parts.build("tasks", cfg.task)
     for key in ("student", "teacher"):
         part = getattr(cfg, key)
         model = str(part.args.get("model", ""))
-        if model and not model.startswith(f"{made}/"):
+        if model and not made(model):
             revision = str(part.args.get("revision", ""))
             yield f"model {model} {revision}", lambda key=key, model=model, revision=revision: _language_model(
                 f"{key}.model", model, revision)
