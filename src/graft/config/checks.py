@@ -139,13 +139,6 @@ def _check_text(config: Config, need: Need) -> None:
     need(config.train.average == "none", "train.average",
          "averaged weights of a language model are not exported; use none", "task.name")
     teacher, student = config.teacher, config.student.args
-    if teacher.name == "context_lm":
-        context, text = teacher.args["context"], teacher.args["instruction"]
-        reads = context.startswith("instruction")
-        need(bool(text.strip()) or not reads, "teacher.instruction",
-             f"is empty, and context {context} is nothing else; expected a text", "teacher.context")
-        need(reads or not text, "teacher.instruction",
-             f"context {context} does not read it; use context: instruction", "teacher.context")
     need(not teacher.shuffle and teacher.view == "augmented", "teacher.view", "view and shuffle are for images",
          "teacher.shuffle")
     for i, term in enumerate(config.objective):
@@ -168,8 +161,14 @@ def _check_text(config: Config, need: Need) -> None:
 
 
 def _check_context(config: Config, need: Need) -> None:
-    """What a language teacher keeps of what it says."""
+    """What a language teacher reads, and what is kept of what it says."""
     args, student = config.teacher.args, config.student.args
+    context, text = args["context"], args["instruction"]
+    reads = context.startswith("instruction")
+    need(bool(text.strip()) or not reads, "teacher.instruction",
+         f"is empty, and context {context} is nothing else; expected a text", "teacher.context")
+    need(reads or not text, "teacher.instruction", f"context {context} does not read it; use context: instruction",
+         "teacher.context")
     hidden = args["keep"] == "hidden"
     need(not hidden or student["lora"], "teacher.keep", "hidden makes logits by the head that the student shares with "
          "its teacher, and full fine-tuning changes it; use topk, or set student.lora", "student.lora")
