@@ -28,6 +28,7 @@ def test_traits_reach_the_rows_and_results_with_their_n(tmp_path):
                       "examples": f"{seed}.parquet", "metrics": answers.metrics(rows), "checkpoint_sha256": "c",
                       "tokenizer_sha256": prompt.tokenizer_sha256, "template_sha256": prompt.template_sha256}
     content = results.assemble("s", task.about, list(said.values()), tmp_path)
+    content["models"] = {"lm": {"licence": "Apache-2.0", "tensors": {"Q4_1": 210}}}
     results.write_json(tmp_path / "results.json", content)
     found = results.read_results(tmp_path / "results.json")["conditions"]["baseline"]["traits"]["train"]["size"]
     assert {value: one["n"] for value, one in found.items()} == {"big": 3, "small": 7}

@@ -21,7 +21,7 @@ def loss(logits: Tensor, teacher_topk: TopK, *,
                          "bucket: one more outcome, needs tau 1; renormalise: both given the K; ignore: teacher given "
                          "the K, student over all, not zero at equality"] = "bucket",
          clip: Annotated[float, ">= 0", "the most that one token may count; what is above has no gradient; 0: no "
-                         "limit"] = 0.0,
+                         "limit", "", "2026-11"] = 0.0,
          position: Annotated[str, "predicting | published", "outputs compared. predicting: those that predict the "
                              "answer tokens; published: those one later, which leave out the prediction of the "
                              "first token and end with what follows the last"] = "predicting") -> Tensor:

@@ -86,7 +86,7 @@ def check(value: Any, shape: Any, path: str, key: str = "") -> None:
             raise UserError(f"{path}: {key}: expected {len(shape)} values, got {len(value)}")
         for i, inner in enumerate(value):
             check(inner, shape[i if len(shape) > 1 else 0], path, f"{key}[{i}]")
-    if kind is dict:
+    if isinstance(shape, dict):
         _keys(value, shape, path, key)
     return None
 

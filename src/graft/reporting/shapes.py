@@ -47,7 +47,7 @@ CONDITION = {
 RESULTS = {
     "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
     "code_sha": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
-    "models?": {"*": dict}, "conditions": {"*": CONDITION},
+    "models?": {"*": {"*": object}}, "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 
 CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},

@@ -231,7 +231,7 @@ def text_task(name: str, data_id: str, train: Sequence[Item], test: Sequence[Ite
                         f"{first.question[:60]!r}); remove them, or set it to true")
     digests = {key: fingerprint(split.items) for key, split in splits.items()}
     return TextTask(name, data_id, digests, prompt, max_length, fits.count(False), splits, extract, stop, len(shared),
-                    tuple(donors))
+                    donors=tuple(donors))
 
 
 def _shared(splits: dict[str, TextSplit]) -> list[tuple[int, Item]]:
