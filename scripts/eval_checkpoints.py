@@ -130,6 +130,9 @@ def assemble(options: argparse.Namespace, scorer: Any, entries: list[dict[str, A
             assembled["conditions"][name]["label"] = text
     if models := {name: note for own in conditions.values() for name, note in rebuild.trained(own[0]).models.items()}:
         assembled["models"] = models
+    for entry in entries:
+        if "readout" in entry:
+            assembled["conditions"][entry["condition"]].setdefault("label", f"{entry['condition']} (kNN)")
     assembled |= {"metric_labels": dict(options.metric_labels)} if options.metric_labels else {}
     if options.limit:
         assembled["limit"] = options.limit

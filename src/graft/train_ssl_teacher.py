@@ -29,6 +29,7 @@ from graft.augment import Augment, to_float
 from graft.config import parts
 from graft.config.options import Config, Part, Ssl
 from graft.errors import exit_cleanly
+from graft.evaluation.neighbours import Neighbours
 from graft.losses._dino import DinoHead, dino_loss
 from graft.outputs import Outputs
 from graft.training.run import Run
@@ -71,26 +72,15 @@ def follow(average: list[nn.Module], model: list[nn.Module], momentum: float) ->
     torch._foreach_lerp_(ours, [p.detach() for module in model for p in module.parameters()], 1 - momentum)
 
 
-@torch.no_grad()
-def knn_accuracy(module: nn.Module, task, k: int, batch_size: int, temperature: float = 0.07) -> dict[str, float]:
-    """Accuracy on the validation split of a vote among the k nearest training images.
-
-    Cosine similarity of the class tokens, votes weighted by exp(similarity / 0.07) (Wu et al. 2018,
-    arXiv:1805.01978).
-    """
-    def embed(split) -> tuple[Tensor, Tensor]:
-        rows = [(module(to_float(images), features=CLS).features[CLS[0]][:, 0], labels)
-                for images, labels in split.batches(list(torch.arange(len(split)).split(batch_size)))]
-        return nn.functional.normalize(torch.cat([x for x, _ in rows]).float(), dim=1), torch.cat([y for _, y in rows])
-
+def knn_accuracy(module: nn.Module, task, k: int, batch_size: int) -> dict[str, float]:
+    """Accuracy on the validation split of a vote among the k nearest training images."""
     was_training = module.training
     module.eval()
-    (bank, bank_labels), (query, labels) = embed(task.splits["train"]), embed(task.splits["val"])
+    split, read = task.splits["val"], Neighbours(module, task, k, batch_size)
+    right = [read(to_float(images)).logits.argmax(1) == labels
+             for images, labels in split.batches(list(torch.arange(len(split)).split(batch_size)))]
     module.train(was_training)
-    votes = torch.zeros(len(query), task.num_classes, device=query.device)
-    similarity, nearest = (query @ bank.T).topk(k, dim=1)
-    votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
-    return {"accuracy": (votes.argmax(1) == labels).double().mean().item()}
+    return {"accuracy": torch.cat(right).double().mean().item()}
 
 
 def main(cfg: Config) -> None:

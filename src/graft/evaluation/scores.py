@@ -12,6 +12,7 @@ from tqdm import tqdm
 from graft import config
 from graft.errors import UserError
 from graft.evaluation import kept, language, rebuild
+from graft.evaluation.neighbours import Neighbours
 from graft.evaluation.scoring import score
 from graft.reporting import results
 from graft.runtime.place import accelerator
@@ -57,14 +58,16 @@ class Scorer:
     def score(self, condition: str, run_dir: Path) -> list[dict[str, Any]]:
         """The entries of `conditions.*.runs` for one run, from its kept scores where they are still true."""
         run = rebuild.trained(run_dir)
-        if run.config.method == "ssl_teacher":
-            raise UserError(f"{run_dir}: a self-supervised run has no classifier to score")
-        task, different = self.task.of(run, self.splits)
+        unlabelled = run.config.method == "ssl_teacher"
+        task, different = self.task.of(run, [*self.splits, *["train"] * unlabelled])
         if isinstance(task, TextTask):
             return self.language.score(condition, run, task, different)
         if self.options.limit:
             raise UserError(f"--limit: {run_dir} was trained on images, which are scored whole")
-        student, info = rebuild.classifier(run, self.weights, self.accelerator.device)
+        student, info = rebuild.student(run, self.weights)
+        student = student.to(self.accelerator.device)
+        if unlabelled:  # without a classifier: read by the labels of its training images
+            student = Neighbours(student, task, run.config.ssl.knn, run.config.evaluate.batch_size)
         return [self._one(condition, run, task, split, different[split], student, info) for split in self.splits
                 if len(task.splits[split])]
 
@@ -77,6 +80,8 @@ class Scorer:
                   "checkpoint_sha256": info["sha256"], "precision": "fp32",
                   "examples": str(file.with_suffix(".parquet").relative_to(self.base_dir)),
                   **rebuild.origin(run, task, split, different)}
+        if isinstance(student, Neighbours):
+            wanted["readout"] = f"{student.k} nearest of {len(student.labels)} training images"
         if entry := kept.score(file, wanted, range(wanted["n"]), lambda rows: (rows, results.metrics(rows, topk))):
             return entry
         rows = score(student, task.splits[split], self.accelerator.device, run.config.evaluate.batch_size,
