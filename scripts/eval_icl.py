@@ -5,7 +5,8 @@
 
 Prompts, stopping rules, extraction and engine are those by which eval_checkpoints.py scores checkpoints; 0 shots is
 its very prompt. Worked examples are those that the configured teacher reads (teacher.fewshot_seed, teacher.max_length).
-The file has the format of results.json: conditions base_0shot, base_4shot, …, and base_kshot for the most shots.
+The file has the format of results.json: conditions base_0shot, base_4shot, …, and base_kshot for as many shots as the
+teacher reads (teacher.shots), or the most where those are not asked for.
 `accelerate launch` spreads the questions over several processes.
 """
 

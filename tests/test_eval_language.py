@@ -320,6 +320,13 @@ def test_a_damaged_checkpoint_is_not_scored(study, monkeypatch, oracle):
     file.write_bytes(before)
 
 
+def test_the_gap_is_that_of_the_teachers_examples():
+    files = ["configs/base/words_smollm2.yaml", "configs/distill/words_fewshot.yaml"]
+    taught, bare = (config.load([ROOT / file for file in files[:count]]) for count in (2, 1))
+    assert [icl.gap_shots(taught, shots) for shots in ([0, 4, 8, 16], [0, 4, 16], [0])] == [8, 16, 0]
+    assert icl.gap_shots(bare, [0, 8, 16]) == 16
+
+
 def test_the_gap_of_the_untrained_model(place, study, tmp_path, monkeypatch, oracle, capsys):
     found = few_shot(place, study / "icl.json", monkeypatch, "--shots", "0", "2", "4", "--split", "val", "test",
                      "task.val_fraction=0.4")

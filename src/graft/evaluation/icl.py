@@ -21,6 +21,13 @@ def context(cfg: Config, shots: int) -> Context:
     return Context("fewshot", shots, args["fewshot_seed"], args["max_length"])
 
 
+def gap_shots(cfg: Config, shots: list[int]) -> int:
+    """Of the numbers of worked examples asked for the one whose gap is to be closed: the configured teacher's, or where
+    it is not among them the largest."""
+    own = cfg.teacher.args["shots"] if cfg.teacher.name == "context_lm" else 0
+    return own if own in shots else max(shots)
+
+
 def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator) -> list[dict[str, Any]]:
     """One entry of `conditions.*.runs` for each split and number of shots."""
     asked = {}
@@ -45,6 +52,6 @@ def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: A
                   "checkpoint_sha256": _language.identity(source.model, source.revision)}
         path = options.output.parent / options.output.stem / f"base_{shots}shot" / "eval" / f"{split}-0.json"
         entry = answers.scored(path, wanted, engine, task, prompts, index, None, options.output.parent, processes)
-        most = shots == max(options.shots) > 0
-        entries.append({**entry, "condition": "base_kshot" if most else f"base_{shots}shot"})
+        k = shots == gap_shots(cfg, options.shots) > 0
+        entries.append({**entry, "condition": "base_kshot" if k else f"base_{shots}shot"})
     return entries
