@@ -12,6 +12,7 @@ figures read. Runs of self-supervised training have no classifier and are refuse
 import argparse
 from pathlib import Path
 
+from graft import __version__
 from graft.config import script_options
 from graft.errors import UserError, exit_cleanly
 
@@ -53,6 +54,7 @@ def main() -> None:
     task = next(iter(evaluator.task.built.values()))
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
+        "graft_version": __version__,
         "data": {"id": task.data_id, "fingerprint": task.fingerprint, "fingerprints": task.fingerprints,
                  "classes": task.classes},
         "order": list(conditions), "conditions": conditions})

@@ -125,6 +125,23 @@ def test_public_functions_have_docstrings():
                     f"{path}: {node.name}"
 
 
+def test_the_version_has_one_home_and_is_told_everywhere():
+    import tomllib
+
+    import graft
+    from graft.reporting import results
+    from graft.runtime.provenance import provenance
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in about["project"] and about["tool"]["setuptools"]["dynamic"] == {
+        "version": {"attr": "graft.__version__"}}
+    newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    cited = dict(line.split(": ", 1) for line in (ROOT / "CITATION.cff").read_text().splitlines() if ": " in line)
+    assert newest.groups() == (cited["version"], cited["date-released"]) and cited["version"] == graft.__version__
+    assert about["project"]["license"] == cited["license"] == "MIT"
+    assert provenance()["graft_version"] == graft.__version__
+    assert results.assemble("s", {}, [], ".", "")["graft_version"] == graft.__version__
+
+
 def test_names_in_the_lock_file_cover_the_dependencies():
     import tomllib
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

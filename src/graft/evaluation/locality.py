@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graft import __version__
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation.forensics import SCHEMA_VERSION, Runs, compare, describe, entry, look
@@ -115,6 +116,7 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
         correct = hypotheses.correctness(results_file, runs.settings.split)
     return {
         "schema_version": SCHEMA_VERSION, "study": base_dir.resolve().name, "code_sha": code_sha(),
+        "graft_version": __version__,
         "data": describe(runs, cfg), "roles": roles, "order": list(conditions),
         "thresholds": {**attention.collapse_thresholds(tokens), "cls_collapse_warning": attention.CLS_WARNING},
         "references": {"uniform": attention.uniform(tokens), "random_init": untrained(runs, reference.configs),

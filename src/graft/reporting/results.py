@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from graft import __version__
 from graft.errors import UserError
 from graft.reporting import stats
 from graft.reporting.comparisons import GAP, Rows, differences, gaps_closed, seed_summary
@@ -126,6 +127,7 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
         _file(conditions, "vs_untrained", differences(rows, [(name, GAP[0]) for name in arms if name not in GAP]))
     _file(conditions, "gap_closed", gaps_closed(rows))
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
+            "graft_version": __version__,
             "baseline": baseline, "order": names, "conditions": conditions,
             **({"contrasts": differences(rows, contrasts)} if contrasts else {})}
 

@@ -46,7 +46,7 @@ CONDITION = {
     "gap_closed?": {"*": {"*": {"value": MAYBE, "ci95": CI95, "scope": str}}}}
 RESULTS = {
     "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
-    "code_sha": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
+    "code_sha": str, "graft_version?": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
     "models?": {"*": {"*": object}}, "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from graft import __version__
+
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "transformers", "numpy", "omegaconf")
 # An environment dump could hold secrets; these names cannot.
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "OMP_NUM_THREADS", "WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG")
@@ -38,7 +40,7 @@ def code_sha() -> str:
 def provenance() -> dict[str, Any]:
     """What is needed to explain a number later: code, packages, machine, command."""
     import torch  # not above: what reads a status needs no torch
-    return {"time": now(), "argv": sys.argv, "code_sha": code_sha(), "python": platform.python_version(),
+    return {"time": now(), "argv": sys.argv, "code_sha": code_sha(), "graft_version": __version__, "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
             "cuda": torch.version.cuda if torch.cuda.is_available() else None, "host": platform.node(),

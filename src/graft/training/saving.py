@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from graft import __version__
 from graft.config.options import Config
 from graft.errors import DiskProblem
 from graft.runtime import checkpoint, digests, sources
@@ -90,7 +91,7 @@ class Saver:
 
         def write() -> str:
             info = {**progress, "final": final, "world_size": self.place.world, "config_sha256": self.config.sha256,
-                    "config": self.config.to_dict(), "code_sha": code_sha(),
+                    "config": self.config.to_dict(), "code_sha": code_sha(), "graft_version": __version__,
                     "sources": sources.of_run(self.config), "code_changes": self.code_changes, **self._origin()}
             try:
                 checkpoint.save(self.config.run_dir, step, tensors, optimizer, info, self.config.train.keep,

@@ -192,7 +192,8 @@ def provenance(sources: Any) -> list[list[str]]:
     for name, condition in sources.results["conditions"].items():
         for run in (run for run in condition["runs"] if run["split"] == sources.split):
             attempt = sources.attempts.get(name, {}).get(run["seed"], {})
-            packages = attempt.get("packages", {})
+            packages = {"graft": attempt["graft_version"]} if "graft_version" in attempt else {}
+            packages |= attempt.get("packages", {})
             hours = attempt.get("hours")
             rows.append([sources.label(name), str(run["seed"]), str(run["step"]), run["weights"],
                          str(attempt.get("code_sha", run.get("code_sha", "–")))[:12], run["checkpoint_sha256"][:12],
