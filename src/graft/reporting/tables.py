@@ -149,7 +149,11 @@ def shown(results: dict[str, Any], split: str = "") -> str:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A table for people."""
-    shown = display(frame)
+    return cells_to_markdown(display(frame))
+
+
+def cells_to_markdown(shown: pd.DataFrame) -> str:
+    """Text in cells as a table in Markdown."""
     lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
     cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)

@@ -40,7 +40,8 @@ def code_sha() -> str:
 def provenance() -> dict[str, Any]:
     """What is needed to explain a number later: code, packages, machine, command."""
     import torch  # not above: what reads a status needs no torch
-    return {"time": now(), "argv": sys.argv, "code_sha": code_sha(), "graft_version": __version__, "python": platform.python_version(),
+    return {"time": now(), "argv": sys.argv, "code_sha": code_sha(), "graft_version": __version__,
+            "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
             "cuda": torch.version.cuda if torch.cuda.is_available() else None, "host": platform.node(),
