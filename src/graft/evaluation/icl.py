@@ -25,7 +25,7 @@ def gap_shots(cfg: Config, shots: list[int]) -> int:
     """Of the numbers of worked examples asked for the one whose gap is to be closed: the configured teacher's, or where
     it is not among them the largest."""
     own = cfg.teacher.args["shots"] if cfg.teacher.name == "context_lm" else 0
-    return own if own in shots else max(shots)
+    return own if own and own in shots else max(shots)
 
 
 def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator) -> list[dict[str, Any]]:
