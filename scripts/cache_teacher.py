@@ -40,11 +40,11 @@ def main() -> None:
 
     from graft.config import parts
     from graft.runtime.place import accelerator
-    from graft.teachers import _topk_cache, context_lm
+    from graft.teachers import _targets, _topk_cache, context_lm
 
     args = cfg.teacher.args
     process = accelerator()
-    task = parts.build("tasks", cfg.task)
+    task = _targets.task_for(cfg, parts.build("tasks", cfg.task))
     context = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
     if args["model"]:
         lm = context_lm.frozen_lm(task, args["model"], args["revision"], args["dtype"])

@@ -157,11 +157,19 @@ def test_language_runs_read_the_caches_that_are_built_for_them():
     caches = {job.folder.parent.name: job.config for job in graph.jobs.values() if job.name.startswith("cache-")}
     assert set(caches) == {f"cache-{name}" for name in (
         "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position",
-        "hidden_cache")}
+        "hidden_cache", "teacher_targets")}
     served = [job for job in graph.jobs.values() if job.kind == "run" and job.config.teacher.name == "context_lm"]
-    assert len(served) == 3 * 23
+    assert len(served) == 3 * 25
+    samples = "experiments/gsm8k_qwen1b7/cache/samples-teacher_targets"
+    for name in ("cache-teacher_targets/work", *(f"teacher_targets/seed{seed}" for seed in range(3))):
+        job = graph.jobs[name]
+        assert "samples-teacher_targets/work" in job.needs and f"teacher.samples={samples}" in job.words
+    assert graph.jobs["samples-teacher_targets/work"].script == "scripts/sample_teacher.py"
     for job in served:
-        need, = job.needs
+        if job.config.teacher.args["targets"] == "student":
+            assert not job.needs and job.config.teacher.args["serve"] == "adapter", "what it says is not known before"
+            continue
+        *_, need = job.needs
         cache, args = caches[need.split("/")[0]], job.config.teacher.args
         assert args["serve"] == "cache" and args["path"] == f"experiments/gsm8k_qwen1b7/cache/{need[6:-5]}"
         assert job.config.task == cache.task and job.config.student == cache.student and args["cache_dtype"] == "fp32"

@@ -35,6 +35,9 @@ def main(cfg: Config) -> None:
     """Train until the configured step; resumes by itself."""
     with Run(cfg) as run:
         task = parts.build("tasks", cfg.task)
+        if cfg.reads_text:
+            from graft.teachers._targets import task_for  # peft, which images do without, takes seconds
+            task = task_for(cfg, task)
         student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
         teacher = None
         if needs_teacher(cfg.objective):

@@ -161,7 +161,7 @@ def _check_text(config: Config, need: Need) -> None:
 
 
 def _check_context(config: Config, need: Need) -> None:
-    """What a language teacher reads, and what is kept of what it says."""
+    """What a language teacher reads, of whose answers it says something, and what is kept of that."""
     args, student = config.teacher.args, config.student.args
     context, text = args["context"], args["instruction"]
     reads = context.startswith("instruction")
@@ -169,6 +169,17 @@ def _check_context(config: Config, need: Need) -> None:
          f"is empty, and context {context} is nothing else; expected a text", "teacher.context")
     need(reads or not text, "teacher.instruction", f"context {context} does not read it; use context: instruction",
          "teacher.context")
+    own = args["targets"] == "student"
+    need(config.method == "distill" or args["targets"] == "gold", "teacher.targets",
+         f"{args['targets']} is for method: distill, which asks the teacher; got {config.method}", "method")
+    need(not own or args["serve"] != "cache", "teacher.serve", "cache knows what the teacher says of given answers, "
+         "and targets: student makes new ones; use adapter, copy or ema", "teacher.targets")
+    need(not args["only_right"] or args["targets"] == "teacher", "teacher.only_right",
+         f"is for targets: teacher, got {args['targets']}", "teacher.targets")
+    for i, term in enumerate(config.objective):
+        need(not own or not term.used or "targets" not in schema.part_tensors("losses", term.name),
+             f"objective.{i}.weight", f"{term.name} wants given answers, and targets: student has none; set it to 0",
+             "teacher.targets")
     hidden = args["keep"] == "hidden"
     need(not hidden or student["lora"], "teacher.keep", "hidden makes logits by the head that the student shares with "
          "its teacher, and full fine-tuning changes it; use topk, or set student.lora", "student.lora")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from graft import keyed
 from graft.errors import UserError
 from graft.evaluation import kept
+from graft.evaluation.generation import Source
 from graft.reporting import results, traits
 from graft.runtime import checkpoint
 from graft.runtime.files import parsed
@@ -51,6 +52,15 @@ def prompts_sha256(prompts: Ragged) -> str:
     return found.hexdigest()
 
 
+def asked(task: TextTask, split: str, prompts: Ragged, source: Source) -> dict[str, Any]:
+    """What decides the answers besides the weights and the engine."""
+    stop = source.stop
+    return {"n": len(prompts.lengths), "data_fingerprint": task.fingerprints[split],
+            "template_sha256": task.prompt.template_sha256, "tokenizer_sha256": task.prompt.tokenizer_sha256,
+            "prompts_sha256": prompts_sha256(prompts), "precision": source.dtype,
+            "max_new_tokens": stop.max_new_tokens, "stop": {"ids": list(stop.ids), "texts": list(stop.texts)}}
+
+
 def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prompts: Ragged, index: Sequence[int],
            weights: Path | None, base_dir: Path, accelerator: Accelerator) -> dict[str, Any]:
     """The run's entry for one split, from what is kept at `path` where it is still true.
@@ -58,14 +68,9 @@ def scored(path: Path, wanted: dict[str, Any], engine: Any, task: TextTask, prom
     `wanted` is what must be equal for that; it holds `split` and goes into the entry. `prompts[j]` asks item
     `index[j]`. Raises UserError if the checkpoint in `weights` is damaged.
     """
-    stop = engine.source.stop
     rows_file = path.with_suffix(".parquet")
-    wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "n": len(index),
-              "examples": str(rows_file.relative_to(base_dir)),
-              "data_fingerprint": task.fingerprints[wanted["split"]], "template_sha256": task.prompt.template_sha256,
-              "tokenizer_sha256": task.prompt.tokenizer_sha256, "prompts_sha256": prompts_sha256(prompts),
-              "engine": engine.name, "precision": engine.source.dtype, "max_new_tokens": stop.max_new_tokens,
-              "stop": {"ids": list(stop.ids), "texts": list(stop.texts)}}
+    wanted = {"schema_version": results.SCHEMA_VERSION, **wanted, "examples": str(rows_file.relative_to(base_dir)),
+              "engine": engine.name, **asked(task, wanted["split"], prompts, engine.source)}
 
     def again(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         judged = judge(task, wanted["split"], index, rows[["text", "tokens", "ended"]].to_dict("records"))

@@ -45,15 +45,17 @@ def enter_environment(name: str) -> None:
 
 
 def engine(name: str, source: Source, *, batch_size: int, device: torch.device, adapters: Sequence[Path] = (),
-           tensor_parallel: int = 1, processes: int = 1) -> Any:
-    """The engine `name`. `adapters` are the checkpoints' folders that it will be asked for.
+           tensor_parallel: int = 1, processes: int = 1, temperature: float = 0.0, seed: int = 0) -> Any:
+    """The engine `name`. `adapters` are the checkpoints' folders that it will be asked for; only transformers samples,
+    at a `temperature` above 0, under `seed`.
 
     Raises UserError if vLLM is asked for and not installed, or started in several processes.
     """
     if batch_size < 1:
         raise UserError(f"--batch_size: expected a number from 1 on, got {batch_size}")
     if name == "transformers":
-        return Transformers(source, batch_size, device)
+        return Transformers(source, batch_size, device, temperature, seed)
+    assert not temperature, "this engine answers greedily"
     if processes > 1:
         raise UserError(f"--engine vllm: started in {processes} processes; vLLM spreads the model itself: start it "
                         "with python, and --tensor_parallel")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from graft.config.options import Config
 from graft.errors import UserError
@@ -66,14 +66,21 @@ def source(cfg: Config, task: TextTask, longest: int, untrained: bool = False) -
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"student.model: {where}: {' '.join(str(error).split())[:300]}") from None
     _language.refuse_no_room(config, longest, cfg.evaluate.max_new_tokens)
-    ids = {*task.prompt.end, *_language.end_ids("student.model", where, config.get_text_config().eos_token_id)}
+    written = None
     with contextlib.suppress(OSError):  # not every folder has one
-        written = GenerationConfig.from_pretrained(where, **options).eos_token_id
-        ids |= _language.end_ids("student.model", where, written)
+        written = GenerationConfig.from_pretrained(where, **options)
     # Wherever training computed in bf16, so does generation; it has no autocast, which would be slow at one token.
     dtype = "bf16" if "bf16" in (args["dtype"], cfg.train.precision) else "fp32"
     return Source(where, args["revision"], dtype, args["attention"], args["trust_remote_code"], task.prompt,
-                  Stop(tuple(sorted(ids)), tuple(task.stop), cfg.evaluate.max_new_tokens), longest)
+                  stop_of(task, where, config, written, cfg.evaluate.max_new_tokens), longest)
+
+
+def stop_of(task: TextTask, model: str, config: PreTrainedConfig, written: GenerationConfig | None,
+            max_new_tokens: int) -> Stop:
+    """What ends an answer of a model with this configuration, and this generation_config.json where it has one."""
+    ids = {*task.prompt.end, *_language.end_ids("student.model", model, config.get_text_config().eos_token_id)}
+    ids |= _language.end_ids("student.model", model, written.eos_token_id if written else None)
+    return Stop(tuple(sorted(ids)), tuple(task.stop), max_new_tokens)
 
 
 def is_adapter(weights: Path | None) -> bool:

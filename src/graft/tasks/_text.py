@@ -117,6 +117,11 @@ class TextSplit:
     def __len__(self) -> int:
         return len(self.items)
 
+    def answer(self, answers: Sequence[Sequence[int]]) -> None:
+        """Put these ids in place of the items' answers, which stay what worked examples and golds are read from."""
+        self.answers = Ragged(answers)
+        self.lengths = self.prompts.lengths + self.answers.lengths
+
     def to(self, device: torch.device | str, workers: int | None = None) -> "TextSplit":
         """Deliver to `device` from now on. Returns the split itself."""
         self.device = torch.device(device)

@@ -12,7 +12,8 @@ from graft.errors import UserError
 from graft.outputs import Outputs, Tokens, TopK
 from graft.students import _language
 from graft.students.causal_lm import CausalLM
-from graft.tasks._context import Context, check, encode
+from graft.tasks._context import Context, check
+from graft.tasks._taught import longest, prompts_of
 from graft.tasks._text import TextTask, sequences
 from graft.teachers import _topk_cache
 from graft.teachers._freeze import freeze
@@ -46,11 +47,22 @@ def build(task: TextTask, student: CausalLM, *,
           model: Annotated[str, "", "copy, cache: another model with the same tokenizer; empty: the student's"] = "",
           revision: Annotated[str, "", "copy, cache: of that model on the hub"] = "",
           dtype: Annotated[str, "fp32 | bf16", "copy, cache: of the weights of that model"] = "fp32",
+          targets: Annotated[str, "gold | teacher | student", "answers that the student is trained on. gold: the "
+                             "data's; teacher: its own, from scripts/sample_teacher.py; student: its own, made while "
+                             "it trains, which the teacher scores", "", "2026-11"] = "gold",
+          temperature: Annotated[float, ">= 0", "targets teacher, student: of sampling; 0: greedy", "",
+                                 "2026-11"] = 1.0,
+          sample_every: Annotated[int, ">= 1", "targets student: optimizer steps between new answers", "",
+                                  "2026-11"] = 1,
+          samples: Annotated[str, "", "targets teacher: the folder of its answers; empty: found by its content in "
+                             "$GRAFT_CACHE or cache/", "where the answers lie; their content is compared"] = "",
+          only_right: Annotated[bool, "", "targets teacher: only answers that are judged right", "", "2026-11"] = False,
           batch_tokens: Annotated[int, "> 0", "tokens per forward pass, padding included"] = 16384) -> nn.Module:
     """A frozen teacher: `forward(tokens, features)` gives the top-K logits at the student's positions.
 
     Raises UserError where student, model, tokenizer, K, head or cache do not fit, before anything is trained.
     """
+    del targets, temperature, sample_every, samples, only_right  # what the task's answers are: `_targets`, the loop
     settings = settings_of(task, context, shots, fewshot_seed, max_length, instruction)
     if keep == "topk" and k > task.num_classes:
         raise UserError(f"teacher.k: {k} is more than the {task.num_classes} tokens of the vocabulary")
@@ -138,10 +150,9 @@ class ContextLM(nn.Module):
         self.own, self.vocabulary = None if alone else lm, lm.head.vocabulary
         self.identity = lm.base
         self._lm = (lm,)
-        self.answers = task.splits["train"].answers
-        self.prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context)
-        longest = int((self.prompts.lengths + self.answers.lengths).max())
-        _language.refuse_longer("the teacher", lm.model.config, longest, "teacher.max_length")
+        self.split = task.splits["train"]  # whose answers may change
+        self.prompts, dropped = prompts_of(task, context)
+        _language.refuse_longer("the teacher", lm.model.config, longest(task, self.prompts), "teacher.max_length")
         self.short = sum(d > 0 for d in dropped)  # items that had to drop examples
         self.notes = (_topk_cache.said(self.short, len(dropped), context),)
 
@@ -155,11 +166,12 @@ class ContextLM(nn.Module):
         """`topk[name]`, or hidden states, for each of `features`: `rows` predict the answer tokens, `next` is one
         position later."""
         assert tokens.split == "train", "a context is prepared for training items"
-        lengths = self.prompts.lengths[tokens.index] + self.answers.lengths[tokens.index]
+        answers = self.split.answers
+        lengths = self.prompts.lengths[tokens.index] + answers.lengths[tokens.index]
         found: list[dict[str, TopK | Tensor]] = [{}] * len(lengths)
         with self.alone():
             for places in within(lengths, self.batch_tokens):
-                seen, _ = sequences(self.prompts, self.answers, tokens.index[places], "train", tokens.ids.device)
+                seen, _ = sequences(self.prompts, answers, tokens.index[places], "train", tokens.ids.device)
                 out = self._lm[0](seen, features=[name for name in features if name != "rows"])
                 hidden = {"rows": out.hidden, **out.features}
                 each = {name: hidden[name].split(seen.counts.tolist()) if self.keep == "hidden" else

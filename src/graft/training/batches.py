@@ -67,6 +67,11 @@ def _refuse_nothing(config: Config, steps_per_epoch: int, total_steps: int) -> N
                             f"run {total_steps}; expected at least 1st{never}")
 
 
+def order(split, seed: int, epoch: int) -> torch.Tensor:
+    """The items of an epoch in their order, a permutation keyed by (seed, epoch)."""
+    return keyed.permutation(keyed.key(seed, "order", epoch), len(split))
+
+
 def micro_batches(split, train: Train, seed: int, epoch: int, steps: range, rank: int,
                   world: int) -> Iterator[tuple[int, Batch]]:
     """`(number within its step, micro-batch)` of this process for `steps` of `epoch`, counted from the epoch's start.
@@ -74,8 +79,8 @@ def micro_batches(split, train: Train, seed: int, epoch: int, steps: range, rank
     Each epoch is a permutation keyed by (seed, epoch), cut into global batches; a remainder smaller than a batch is
     dropped.
     """
-    order = keyed.permutation(keyed.key(seed, "order", epoch), len(split))
-    windows = [order[step * train.batch_size:][:train.batch_size] for step in steps]
+    items = order(split, seed, epoch)
+    windows = [items[step * train.batch_size:][:train.batch_size] for step in steps]
     own = train.batch_size // world
     shares = [split.arrange(window, world, train.accumulate)[rank * own:][:own] for window in windows]
     micros = [micro for share in shares for micro in share.split(own // train.accumulate)]

@@ -40,7 +40,8 @@ def refuse_other_run(path: Path, info: dict[str, Any], config: Config, world: in
     trained = identity.of_checkpoint(path, info)
     if other := identity.differences(trained, origin["data"], ("train", "val")):
         found.append(f"with other data ({'; '.join(other)})")
-    for key, what in (("base", "base model"), ("teacher", "teacher"), ("sharding", "sharding")):
+    for key, what in (("base", "base model"), ("teacher", "teacher"), ("sharding", "sharding"),
+                      ("targets", "answers of the teacher")):
         if info.get(key) != origin.get(key):
             found.append(f"with another {what} ({info.get(key)}, now {origin.get(key)})")
     if other_code := code_changes(info, config):

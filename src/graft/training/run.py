@@ -139,6 +139,10 @@ class Run:
         if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective
+        self.rollouts = None
+        if config.teacher.args.get("targets") == "student":
+            from graft.training.rollouts import Rollouts  # peft, which images do without, takes seconds
+            self.rollouts = Rollouts(config, task, student, self.place, self.autocast)
         self.average = None
         if average is None and train.average != "none":
             self.average = Average(self.module, train, self.steps_per_epoch, self.total_steps)
@@ -155,7 +159,7 @@ class Run:
             self._describe()
             return
         self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
-                           self.place, teacher)
+                           self.place, teacher, self.rollouts)
         if info := self.saver.resume(self.print):
             self.step_done = info["step"]
             self.selection.restore(info["selection"])
@@ -195,17 +199,25 @@ class Run:
         while self.step_done < self.total_steps and not self.selection.stopped:
             epoch, first = divmod(self.step_done, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - self.step_done)
-            for micro, batch in micro_batches(self.split, self.train, self.config.seed, epoch, range(first, last),
-                                              self.place.rank, self.place.world):
-                self._last_micro = micro == self.train.accumulate - 1
-                self.learner.require_backward_grad_sync = self._last_micro  # DDP reduces at the window's end only
-                # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
-                torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.place.rank))
-                self._stepped = False
-                yield batch
-                assert self._stepped, "run.step() was not called for this micro-batch"
-                if self.selection.stopped:
-                    break
+            steps = range(first, last)
+            for span in self.rollouts.spans(steps) if self.rollouts else (steps,):
+                if self.rollouts and not self.selection.stopped:
+                    self.rollouts.prepare(epoch, span)
+                yield from self._of_span(epoch, span)
+
+    def _of_span(self, epoch: int, steps: range) -> Iterator[Batch]:
+        """The micro-batches of some steps of an epoch."""
+        for micro, batch in micro_batches(self.split, self.train, self.config.seed, epoch, steps, self.place.rank,
+                                          self.place.world):
+            if self.selection.stopped:
+                break
+            self._last_micro = micro == self.train.accumulate - 1
+            self.learner.require_backward_grad_sync = self._last_micro  # DDP reduces at the window's end only
+            # Dropout and drop-path follow from the step, so a resumed run needs no generator state.
+            torch.manual_seed(keyed.key(self.config.seed, "step", self.step_done, micro, self.place.rank))
+            self._stepped = False
+            yield batch
+            assert self._stepped, "run.step() was not called for this micro-batch"
 
     def step(self, loss: Tensor, values: dict[str, Tensor]) -> None:
         """Backward; at the end of the window also clip, check, update, log, evaluate, save.

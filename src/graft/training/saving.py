@@ -26,11 +26,12 @@ FAILURES = 3  # saves in a row that fail before the run ends
 
 
 class Saver:
-    """Saves and resumes `student`, `average` and `objective` (those that have weights) with their optimizer."""
+    """Saves and resumes `student`, `average`, `objective` and `rollouts` (those that have a state) with the optimizer.
+    """
 
     def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
                  objective: nn.Module, optimizer: torch.optim.Optimizer, place: Place,
-                 teacher: nn.Module | None = None):
+                 teacher: nn.Module | None = None, rollouts: Any = None):
         self.config, self.task, self.student, self.optimizer, self.place = config, task, student, optimizer, place
         # A language model that teaches knows what it is: some have 16 GB of weights, others none of their own.
         self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
@@ -39,7 +40,7 @@ class Saver:
         self.tokenizer: dict[str, bytes] = {}
         self.code_changes: list[dict[str, Any]] = []  # with --code_changed: at which steps which files had changed
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
-        modules = {own: student, "average": average, "objective": objective}
+        modules = {own: student, "average": average, "objective": objective, "rollouts": rollouts}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
 
     def resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -68,7 +69,9 @@ class Saver:
         sharding = {"sharding": "fsdp"} if self.place.sharded else {}  # sums are added in another order
         teacher = {"teacher": self.teacher} if self.teacher else {}
         models = {"models": self.models} if self.models else {}
-        return {"data": self.task.about, **base, **sharding, **teacher, **models}
+        answered = self.task.answered if isinstance(self.task, TextTask) else ""
+        targets = {"targets": answered} if answered else {}
+        return {"data": self.task.about, **base, **sharding, **teacher, **models, **targets}
 
     def _files(self) -> dict[str, str | bytes]:
         """What makes a checkpoint of a language model a model for other tools."""

@@ -142,7 +142,7 @@ class Graph:
         runs.sort(key=lambda run: order.index(run[0]))
         jobs = [self._run(name, condition, self.layers.sources(self.base, condition.configs), seed, words)
                 for seed, name, condition, words in runs]
-        return served(jobs, self.at) if self.study.cache else {job.name: job for job in jobs}
+        return served(jobs, self.at, self.study.cache)
 
     def _filled(self, name: str, condition: Condition) -> list[str] | None:
         """The words that the environment fills; None if the condition is left out."""
