@@ -105,6 +105,9 @@ class Train:
     log_every: Annotated[int, ">= 1", "optimizer steps between lines of metrics.jsonl",
                          "means of what was computed anyway"] = 10
     tensorboard: Annotated[bool, "", "write TensorBoard events, a view of metrics.jsonl", "a view of the log"] = True
+    trackers: Annotated[list[str], "tensorboard | wandb | mlflow | trackio", "further views of metrics.jsonl, through "
+                        "accelerate; what fails or is not installed is a warning", "views of the log"] = field(
+        default_factory=list)
     workers: Annotated[int, ">= 0", "processes that decode images of streamed data sets",
                        "decoding draws no random number and keeps the order"] = 2
 

@@ -21,7 +21,7 @@ from graft.config.schema import ROOT
 
 ROOMS = ("tasks", "students", "teachers", "losses", "augment", "training", "evaluation", "keyed.py", "outputs.py")
 # Of these rooms, what only writes about a run or decides whether it may go on.
-APART = {f"training/{name}.py" for name in ("journal", "pictures", "progress", "record", "resume")}
+APART = {f"training/{name}.py" for name in ("journal", "pictures", "progress", "record", "resume", "trackers")}
 
 
 def of_run(config: Config) -> dict[str, str]:

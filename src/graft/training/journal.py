@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, the record of a run, and TensorBoard events as a view of it."""
+"""`metrics.jsonl`, the record of a run, and TensorBoard events and other trackers as views of it."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graft.errors import DiskProblem, disk_problem
 from graft.runtime.files import parsed, set_aside, write_text
+from graft.training.trackers import Trackers
 
 
 class Journal:
@@ -21,9 +22,10 @@ class Journal:
     run at the step's edge, where all its processes meet.
     """
 
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool):
+    def __init__(self, run_dir: Path, step: int, tensorboard: bool, trackers: Trackers | None = None):
         self.path = run_dir / "metrics.jsonl"
         self.trouble: DiskProblem | None = None
+        self.trackers = trackers
         if step and (not self.path.exists() or self.path.stat().st_size == 0):
             print(f"{self.path}: what was logged up to step {step} is missing", flush=True)
         if self.path.exists():
@@ -43,6 +45,8 @@ class Journal:
         with self._noting_trouble():
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
+            if self.trackers:
+                self.trackers.log(step, values)
             for name, value in values.items() if self.board else ():
                 self.board.add_scalar(name, value, step)
 
@@ -72,6 +76,8 @@ class Journal:
         with self._noting_trouble(), contextlib.closing(self.file):
             if self.board:
                 self.board.close()
+        if self.trackers:
+            self.trackers.close()
         if self.trouble:
             raise self.trouble
 

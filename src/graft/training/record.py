@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from graft.config.options import Train
 from graft.errors import UserError
 from graft.runtime.place import Place
 from graft.runtime.status import Job
 from graft.training.journal import Journal
+from graft.training.trackers import Trackers
 
 
 class Record:
@@ -24,10 +27,12 @@ class Record:
 
         self.place.on_main(take)
 
-    def begin(self, step: int, tensorboard: bool) -> None:
+    def begin(self, step: int, train: Train, config: dict[str, Any]) -> None:
         """Go on with the log after `step`; from here on how the run ends is how the folder's run ended."""
         def begin() -> None:
-            self.journal = Journal(self.dir, step, tensorboard)
+            board = train.tensorboard or "tensorboard" in train.trackers
+            names = [name for name in dict.fromkeys(train.trackers) if name != "tensorboard"]
+            self.journal = Journal(self.dir, step, board, Trackers(names, self.dir, config, self.say))
 
         self.place.on_main(begin)
 

@@ -164,7 +164,7 @@ class Run:
             self.step_done = info["step"]
             self.selection.restore(info["selection"])
         self._describe()
-        self.record.begin(self.step_done, train.tensorboard)
+        self.record.begin(self.step_done, train, leaves(config.to_dict()))
         self.place.on_main(lambda: self.saver.write_metadata(self.step_done, self.total_steps))
 
     def _describe(self) -> None:

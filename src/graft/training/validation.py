@@ -52,7 +52,7 @@ class Validation:
         if isinstance(self.task, TextTask):
             return self.lend(score_answers, module, self.split, batch_size, place.rank, place.world, self.autocast)
         rows = score(module, self.split, place.device, batch_size, place.rank, place.world, self.autocast)
-        if journal and self.config.train.tensorboard:
+        if journal and journal.board:
             (images, _), = self.split.batches([torch.arange(min(PICTURES, len(rows["index"])))])
             journal.picture("val/confusion", pictures.confusion(rows, self.task.num_classes), step)
             journal.picture("val/class_attention", pictures.class_attention(module, images), step)
