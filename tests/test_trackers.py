@@ -23,7 +23,7 @@ def fake(monkeypatch):
     def install(act):
         class Fake(tracking.GeneralTracker):
             name, requires_logging_directory, tracker = "trackio", False, None
-            seen = []
+            seen = []  # noqa: RUF012
 
             def __init__(self, run_name, **kwargs):
                 super().__init__()

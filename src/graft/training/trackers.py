@@ -74,7 +74,7 @@ class _Tracker:
         study, run = self.run_dir.parent.parent.resolve(), "-".join(self.run_dir.parts[-2:])
         folder = study / "trackers"
         folder.mkdir(parents=True, exist_ok=True)
-        if "MLFLOW_TRACKING_URI" not in os.environ:  # files: many runs of a study write at once, a SQLite would be locked
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # files: many runs write at once, SQLite would be locked
             os.environ["MLFLOW_TRACKING_URI"] = (folder / "mlruns").as_uri()
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
