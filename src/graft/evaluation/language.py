@@ -39,7 +39,8 @@ class Scorer:
         chosen, entries = steps[-1], []
         if self.options.choose == "best_val" and "val" not in self.options.splits:
             raise UserError("--choose best_val: needs --splits val")
-        one = functools.partial(self._one, self._engine(run.config, task), condition, run, task, different)
+        engine = self.engine_for(run.config, task, task.longest_prompt)
+        one = functools.partial(self._one, engine, condition, run, task, different)
         if "val" in self.options.splits and len(task.splits["val"]):
             wanted = steps if self.options.steps == "all" or self.options.choose == "best_val" else steps[-1:]
             scored = [one("val", step) for step in wanted]
@@ -62,8 +63,7 @@ class Scorer:
         folder, own = checkpoint.path_of(run.folder, step), task.splits[split]
         wanted = {"condition": condition, "seed": run.config.seed, "step": step, "split": split,
                   **answers.weights_of(folder), **rebuild.origin(run, task, split, different[split])}
-        if generation.is_adapter(folder):
-            self._refuse_other_base(folder, engine.source.model)
+        self.refuse_other_base(folder, engine.source.model)
         # a score of some questions lies apart: it is never taken for one of all, nor replaces it
         limit = self.options.limit
         index = answers.items(len(own), limit)
@@ -72,15 +72,18 @@ class Scorer:
         return answers.scored(place, wanted | ({"limit": limit} if limit else {}), engine, task, prompts, index, folder,
                               self.options.base_dir, self.accelerator)
 
-    def _refuse_other_base(self, folder: Path, model: str) -> None:
+    def refuse_other_base(self, folder: Path, model: str) -> None:
         """An adapter over other weights than it was trained over would be scored without a word."""
+        if not generation.is_adapter(folder):
+            return
         trained = checkpoint.info_of(folder)["base"].rpartition(" in ")[0]
         if trained != self.base:
             raise UserError(f"{folder}: an adapter of another base model ({trained[:60]}) than {model} is now "
                             f"({self.base[:60]})")
 
-    def _engine(self, cfg: Config, task: TextTask) -> Any:
-        source = generation.source(cfg, task, task.longest_prompt)
+    def engine_for(self, cfg: Config, task: TextTask, longest: int) -> Any:
+        """The engine of a run's base model, for prompts of up to `longest` tokens; the one before where it will do."""
+        source = generation.source(cfg, task, longest)
         if self.engine[0] != source:
             self.engine = ({}, None)  # free the old one first
             self.base = _language.identity(source.model, source.revision)

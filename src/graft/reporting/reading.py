@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError
-from graft.reporting.shapes import FORENSICS, MEAN, RESULTS, ROBUSTNESS, Count, Optional, Share
+from graft.reporting.shapes import FORENSICS, MEAN, RESULTS, RETENTION, ROBUSTNESS, Count, Optional, Share
 
 SCHEMA_VERSION = 1
 LARGEST = 2**63  # no count is beyond it, and a float holds it
@@ -136,6 +136,11 @@ def read_robustness(path: str | Path) -> dict[str, Any]:
                 if not len(curve["fpr"]) == len(curve["tpr"]) > 0:
                     raise UserError(f"{where}.roc.{key}: expected as many fpr as tpr, and some")
     return content
+
+
+def read_retention(path: str | Path) -> dict[str, Any]:
+    """A checked retention.json, as scripts/eval_retention.py writes it; otherwise as `read_results`."""
+    return _read(path, RETENTION)
 
 
 def read_forensics(path: str | Path) -> dict[str, Any]:

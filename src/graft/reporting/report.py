@@ -21,7 +21,7 @@ from graft.reporting.page import sections
 PAGE = resources.files("graft.reporting.page")
 LARGEST = 15 * 2**20  # bytes: what can be sent to a colleague
 FILES = {"results": ("scores", reading.read_results), "forensics": ("forensics", reading.read_forensics),
-         "robustness": ("robustness", reading.read_robustness)}
+         "robustness": ("robustness", reading.read_robustness), "retention": ("retention", reading.read_retention)}
 
 
 @dataclass
@@ -110,7 +110,8 @@ def render(sources: Sources, examples: dict[str, Any]) -> str:
         told=told, style=style, script=script, sha=_sha(script), style_sha=_sha(style), tables=_tables(sources),
         accuracy=sections.accuracy(sources), conditions=sections.conditions(sources), curves=sections.curves(sources),
         forensics=sections.forensics(sources), robustness=sections.robustness(sources),
-        per_class=sections.per_class(sources), provenance=sections.provenance(sources), examples=examples)
+        per_class=sections.per_class(sources), retention=sections.retention(sources),
+        provenance=sections.provenance(sources), examples=examples)
     if (size := len(page.encode())) > LARGEST:
         raise UserError(f"report: {size / 2**20:.1f} MB, more than {LARGEST >> 20}; show fewer --examples")
     return page

@@ -50,6 +50,18 @@ RESULTS = {
     "models?": {"*": {"*": object}}, "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 
+SPREAD = {"mean": NUMBER, "ci95": CI95, "seeds": Count(1), "n": Count(1), "scope": str}
+APART = {"difference": NUMBER, "ci95": CI95, "p": Share(), "scope": str, "seeds": Count(1), "n": Count(1)}
+ASKED = {"n": Count(1), "accuracy": SPREAD, "tokens": MEAN, "cut_off": MEAN}
+RETENTION = {
+    "study": str, "data": {"fingerprint": str}, "code_sha": str, "others": [str], "order?": [str],
+    "untrained": {"probes": {"*": {"shots": {"*": ASKED}}}},
+    "conditions": {"*": {
+        "runs": [{"seed": int, "step": Count(), "weights": str, "checkpoint_sha256": str}],
+        "probes": {"trained": {"shots": {"*": {**ASKED, "vs_untrained": APART}}, "kl": SPREAD},
+                   "*": {"shots": {"*": {**ASKED, "vs_untrained": APART}}, "kl": SPREAD}},
+        "text": {"kl": SPREAD}, "retention": {"accuracy?": {**APART, "shots": Count()}, "kl": SPREAD}}}}
+
 CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},
          "reliability": [{"low": NUMBER, "high": NUMBER, "n": Count()}], "confusion": [[Count()]],
          "per_class": [{"class": str, "support": Count()}],

@@ -16,8 +16,8 @@ FIGURES = {"accuracy": ("accuracy", "results"), "forest": ("forest", "results"),
            "locality": ("locality", "forensics"), "layer": ("layer", "forensics"), "cka": ("cka", "forensics"),
            "forensics": ("forensics", "forensics"), "hessian": ("hessian", "forensics"), "dose": ("dose", "forensics"),
            "reliability": ("reliability", "robustness"), "confusion": ("confusion", "robustness"),
-           "roc": ("roc", "robustness")}
-SCORED = ("accuracy", "forest", "ablation", "teacher", "dose")  # those that take a --split of the scores
+           "roc": ("roc", "robustness"), "retention": ("retention", "retention"), "gap": ("gap", "results")}
+SCORED = ("accuracy", "forest", "ablation", "teacher", "dose", "retention", "gap")  # those that take a --split
 
 
 def steps(graph: Graph, conditions: Sequence[str], references: Sequence[str], icl: bool) -> list[Job]:
@@ -88,25 +88,34 @@ def _forensics(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]
                   gpus="work")]
 
 
+def _retention(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
+    return [_step(graph, "retention", "eval_retention",
+                  ["--base_dir", str(graph.at), "--conditions", *conditions, "--output",
+                   str(graph.at / "retention.json"), *graph.asked.environment.get("EVAL_ARGS", "").split()],
+                  gpus="eval")]
+
+
 def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
     found = []
     for name in graph.study.figures:
         script, source = FIGURES[name]
         words = ["--base_dir", str(graph.at), "--conditions", *conditions]
         if source:
-            flag = "--forensics" if source == "forensics" else "--results"
+            flag = f"--{source}" if source in ("forensics", "retention") else "--results"
             words = [flag, str(graph.at / f"{source}.json")]
+        words += ["--results", str(graph.at / "results.json")] if source == "retention" else []
         words += ["--out", str(graph.at / "figures"), *(CURVES if name == "losses" else ())]
         words += ["--split", graph.splits[-1]] if name in SCORED else []
         needs = [{"results": "scores"}.get(source, source)] if source else []
+        needs += ["scores"] if source == "retention" else []
         found.append(_step(graph, f"figure-{name}", f"gen_{script}_fig", words, needs))
     return found
 
 
 def _report(graph: Graph, *_: object) -> list[Job]:
-    needs = [step for step in ("scores", "robustness", "forensics") if step in graph.study.then]
+    needs = [step for step in ("scores", "robustness", "forensics", "retention") if step in graph.study.then]
     return [_step(graph, "report", "report", ["--study", graph.study.file, "--base_dir", str(graph.at)], needs)]
 
 
-STEPS = {"scores": _scores, "table": _table, "robustness": _robustness, "forensics": _forensics, "figures": _figures,
-         "report": _report}
+STEPS = {"scores": _scores, "table": _table, "robustness": _robustness, "forensics": _forensics,
+         "retention": _retention, "figures": _figures, "report": _report}

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from graft.config.options import METHODS
 
 SCRIPTS = tuple(f"train_{name}" for name in (*METHODS, "ablation"))
-STEPS = ("scores", "table", "robustness", "forensics", "figures", "report")
+STEPS = ("scores", "table", "robustness", "forensics", "retention", "figures", "report")
 FIGURES = ("accuracy", "forest", "ablation", "checkpoint", "teacher", "curves", "losses", "locality", "layer", "cka",
-           "forensics", "hessian", "dose", "reliability", "confusion", "roc")
+           "forensics", "hessian", "dose", "reliability", "confusion", "roc", "retention", "gap")
 ROLES = ("baseline", "cnn", "ssl")
 
 

@@ -186,6 +186,20 @@ def per_class(sources: Any) -> dict[str, Any]:
     return {"head": ["class", "n", *map(sources.label, own)], "rows": rows}
 
 
+def retention(sources: Any) -> dict[str, Any]:
+    """What language models kept of what they could and said before training."""
+    if not (content := sources.files.get("retention")):
+        return {}
+    rows, probes = [], content["untrained"]["probes"]
+    for name, own in [("untrained", content["untrained"]), *content["conditions"].items()]:
+        cells = [_mean(one["shots"][shots]["accuracy"], 100) for one in own["probes"].values()
+                 for shots in sorted(one["shots"], key=int)]
+        apart = [_mean(one.get("kl")) for one in (*own["probes"].values(), own.get("text", {}))]
+        rows.append([sources.label(name), *cells, *apart])
+    head = [f"{probe}, {shots} shots, %" for probe, one in probes.items() for shots in sorted(one["shots"], key=int)]
+    return {"head": ["condition", *head, *(f"KL, {probe}" for probe in (*probes, "plain text"))], "rows": rows}
+
+
 def provenance(sources: Any) -> list[list[str]]:
     """One row a scored run: what a number was made from."""
     rows = []
