@@ -11,7 +11,8 @@ study's name) of a file, so that no number in it is typed.
 import argparse
 from pathlib import Path
 
-from graft.errors import exit_cleanly
+from graft.config import script_options
+from graft.errors import UserError, exit_cleanly
 from graft.reporting import results, tables
 from graft.runtime.files import write_text
 
@@ -56,12 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--results", required=True, help="a results.json")
     parser.add_argument("--out", required=True, type=Path, help="folder for table.md, table.csv and table.tex")
+    parser.add_argument("--split", choices=script_options.SPLITS, help="of this one alone (default: all)")
     parser.add_argument("--into", type=Path, help="a file with such lines, such as README.md")
     args = parser.parse_args()
     content = results.read_results(args.results)
-    frame, contrasts = tables.table(content), tables.contrasts(content)
+    frame, contrasts = (tables.of_split(one, args.split) for one in (tables.table(content), tables.contrasts(content)))
+    if not len(frame):
+        raise UserError(f"{args.results}: no condition is scored on {args.split}")
     both = [frame, contrasts] if len(contrasts) else [frame]
-    texts = {"table.md": tables.shown(content) + notes(content), "table.csv": tables.to_csv(frame),
+    texts = {"table.md": tables.shown(content, args.split or "") + notes(content), "table.csv": tables.to_csv(frame),
              "table.tex": "\n".join(map(tables.to_latex, both))}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "contrasts.csv").unlink(missing_ok=True)  # of a results.json that had some

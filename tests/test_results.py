@@ -342,3 +342,26 @@ def test_no_flipped_bit_changes_a_row_in_silence(tmp_path):
         except UserError:
             refused += 1
     assert refused > 100
+
+
+def test_latex_aligns_values_and_keeps_what_a_comparison_needs(tmp_path, runs, monkeypatch):
+    results.write_json(tmp_path / "results.json", results.assemble("demo", DATA, runs, tmp_path))
+    monkeypatch.setattr(sys, "argv", ["write_results", "--results", str(tmp_path / "results.json"), "--out",
+                                      str(tmp_path), "--split", "test"])
+    write_results.main()
+    assert set(pd.read_csv(tmp_path / "table.csv")["split"]) == {"test"}
+    assert "| val |" not in (tmp_path / "table.md").read_text()
+    first, _, head, _, *rows = (tmp_path / "table.tex").read_text().splitlines()[:7]
+    assert first == r"\begin{tabular}{lrrr@{ }lr@{ }lrr}" and r"\multicolumn{2}{c}{accuracy \%}" in head
+    cells = [cell.strip() for cell in rows[1].removesuffix(r" \\").split("&")]
+    frame = tables.table(results.read_results(tmp_path / "results.json"))
+    own = frame[(frame["split"] == "test") & (frame["condition"] == "distill")].iloc[0]
+    assert cells[0] == "distill" and cells[3] == f"{100 * own['accuracy']:.2f}"
+    assert cells[5:7] == [f"+{100 * own['difference']:.2f}",
+                          f"[+{100 * own['difference_low']:.2f}, +{100 * own['difference_high']:.2f}]"]
+    assert all(row.count("&") == 8 for row in rows)
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "val"])
+    results.write_json(tmp_path / "results.json", results.assemble(
+        "demo", DATA, [run for run in runs if run["split"] == "test"], tmp_path))
+    with pytest.raises(UserError, match="no condition is scored on val"):
+        write_results.main()

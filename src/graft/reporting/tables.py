@@ -1,5 +1,6 @@
 """The tables of a results.json, conditions and contrasts, by split: for people, for the paper and in full."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pandas as pd
 
 from graft.errors import UserError
 from graft.reporting.reading import labels
+
+BESIDE = ("to base_0shot", "flexible", "gap closed, flexible", "cut off", "chance")
+VALUE = re.compile(r"((?:< )?[+-]?\d+(?:\.\d+)?)(?: ([\[(].*))?$")  # a number, and its interval or note
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
@@ -140,10 +144,14 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def of_split(frame: pd.DataFrame, split: str | None) -> pd.DataFrame:
+    """The rows of one split, or all."""
+    return frame[frame["split"] == split] if split and len(frame) else frame
+
+
 def shown(results: dict[str, Any], split: str = "") -> str:
     """The tables as Markdown, the contrasts' below where there are any; of one split, or of all ("")."""
-    frames = [frame[frame["split"] == split] if split else frame
-              for frame in (table(results), contrasts(results)) if len(frame)]
+    frames = [of_split(frame, split) for frame in (table(results), contrasts(results))]
     return "\n".join(to_markdown(frame) for frame in frames if len(frame))
 
 
@@ -160,11 +168,33 @@ def cells_to_markdown(shown: pd.DataFrame) -> str:
 
 
 def to_latex(frame: pd.DataFrame) -> str:
-    """A table for the paper (booktabs)."""
+    """A table for the paper (booktabs): values aligned at the point, what follows them in a column beside.
+
+    The columns that a comparison needs; `BESIDE` are in the other formats.
+    """
     shown = display(frame)
-    shown.columns = [name.replace("%", r"\%") for name in shown.columns]
-    latex = shown.style.format(escape="latex").hide(axis="index").to_latex(hrules=True)
-    return latex.replace("< ", "$<$ ")
+    shown = shown.drop(columns=[name for name in shown if name.startswith(BESIDE)
+                                or (name == "split" and shown[name].nunique() == 1)])  # a caption says it
+    heads, columns, lines = [], "", [[] for _ in shown.index]
+    for place, (name, cells) in enumerate(shown.items()):
+        parts = [VALUE.match(cell) for cell in cells]
+        numbers = any(parts) and place > 0
+        beside = numbers and any(part and part[2] for part in parts)
+        columns += ("r@{ }l" if beside else "r") if numbers else "l"
+        heads.append(rf"\multicolumn{{2}}{{c}}{{{_escape(name)}}}" if beside else _escape(name))
+        for line, cell, part in zip(lines, cells, parts):
+            line += [_escape(part[1]), _escape(part[2] or "")] if part and beside else [_escape(cell)] + [""] * beside
+    rows = [" & ".join(line) + r" \\" for line in [heads, *lines]]
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
+                      r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escape(text: str) -> str:
+    """Plain text for LaTeX; a minus is one."""
+    special = {"\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}",
+               "^": r"\textasciicircum{}"}
+    found = re.sub(r"[\\<>~^&%$#_{}]", lambda one: special.get(one[0], "\\" + one[0]), text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", found).replace(" - ", " $-$ ")
 
 
 def to_csv(frame: pd.DataFrame) -> str:
