@@ -4,18 +4,19 @@
 
 Reads results.json and forensics.json, and robustness.json where there is one; they must speak of the same
 checkpoints. Writes LaTeX: numbers.tex (macros), conditions.tex, findings.tex, efficiency.tex, forensics.tex,
-verdicts.tex and robustness.tex.
+verdicts.tex and robustness.tex. With `--language`, a second study, of text: language.tex (macros),
+language_findings.tex and language_table.tex.
 """
 
 import argparse
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import reading, results, shapes
+from graft.reporting import comparisons, reading, results, shapes, tables
 from graft.reporting.gains import gains
+from graft.reporting.latex import code, escape, finding, interval, number, tabular
 from graft.runtime.files import write_text
 
 SPLIT = "test"
@@ -27,38 +28,6 @@ FORENSICS = {  # column: (key of the summary, its reference under uniform attent
     "trace": ("hessian_trace", None, 0)}
 ROBUSTNESS = {"accuracy": "accuracy", "averaged views": "tta_accuracy", "corrupted": "corrupted_accuracy",
               "macro F1": "macro_f1", "ECE": "ece"}
-
-
-def escape(text: Any) -> str:
-    """Plain text for LaTeX."""
-    special = {"\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}",
-               "^": r"\textasciicircum{}"}
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return re.sub(r"[\\<>~^&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), line)
-
-
-def code(text: Any) -> str:
-    """A name as it stands in the files; it may break after _ and /."""
-    return r"\texttt{" + re.sub(r"(\\_|/|\.)", r"\1\\allowbreak{}", escape(text)) + "}"
-
-
-def number(value: float | None, decimals: int, sign: str = "") -> str:
-    """In math mode, so that a minus is one; an em dash for None and NaN."""
-    return "---" if value is None or math.isnan(value) else f"${round(value, decimals) + 0.0:{sign}.{decimals}f}$"
-
-
-def interval(summary: dict[str, Any], decimals: int, scale: float = 1) -> str:
-    """mean [low, high] of a seed summary."""
-    low, high = summary["ci95"]
-    ends = "" if low is None else f" {{[}}{number(scale * low, decimals)}, {number(scale * high, decimals)}{{]}}"
-    return number(scale * summary["mean"], decimals) + ends
-
-
-def tabular(header: list[str], rows: list[list[str]], columns: str = "") -> str:
-    """A booktabs table."""
-    lines = [" & ".join(row) + r" \\" for row in [header, *rows]]
-    return "\n".join([rf"\begin{{tabular}}{{{columns or 'l' * len(header)}}}", r"\toprule", lines[0], r"\midrule",
-                      *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str, Any] | None, teachers: bool) -> str:
@@ -125,25 +94,6 @@ def _compared(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             if "accuracy" in content["conditions"][name]["vs_baseline"].get(SPLIT, {})]
 
 
-def finding(name: str, versus: dict[str, Any], baseline: str) -> str:
-    """One sentence about a condition, which says no more than its interval and adjusted p-value do."""
-    low, high = versus["ci95"]
-    if low is None or high is None:
-        return f"{code(name)} minus {code(baseline)}: {number(100 * versus['difference'], 2, '+')} points; no interval."
-    text = (f"{code(name)} minus {code(baseline)}: {number(100 * versus['difference'], 2, '+')} points, "
-            f"95\\,\\% interval {{[}}{number(100 * low, 2, '+')}, {number(100 * high, 2, '+')}{{]}}. ")
-    if versus["scope"] == "examples":
-        return text + "One seed: this speaks of these checkpoints, not of the method."
-    if low <= 0 <= high:
-        least = versus["detectable"]
-        small = "none" if least is None or least > 1 else f"none smaller than {number(100 * least, 2)} points"
-        return text + f"The interval contains zero: no difference is shown, and {small} would have been found reliably."
-    p = f"adjusted $p {'< 0.001' if versus['p_holm'] < 0.001 else '= ' + format(versus['p_holm'], '.3f')}$"
-    if versus["p_holm"] >= 0.05:
-        return text + f"The interval alone excludes zero; over the family of conditions it does not hold ({p})."
-    return text + f"The condition is {'more' if low > 0 else 'less'} accurate ({p})."
-
-
 def efficiency_table(content: dict[str, Any]) -> str:
     """The original's transfer efficiency beside the share of the gap closed."""
     rows = [[code(row.condition), code(row.teacher), number(100 * row.teacher_accuracy, 2), number(100 * row.ratio, 1),
@@ -188,11 +138,42 @@ def robustness_table(robust: dict[str, Any]) -> str:
     return tabular(["condition", *ROBUSTNESS], rows)
 
 
+def language(content: dict[str, Any], where: str) -> dict[str, str]:
+    """The files of the language section: macros, findings, conditions and contrasts of a study of text."""
+    scored = {name: condition["summary"][SPLIT]["accuracy"]["mean"] for name, condition in
+              content["conditions"].items() if SPLIT in condition["summary"]}
+    if missing := [name for name in comparisons.GAP if name not in scored]:
+        raise UserError(f"{where}: no {' and no '.join(missing)} on {SPLIT}; scripts/eval_icl.py scores them")
+    if not _compared(content):
+        raise UserError(f"{where}: no condition is compared with the baseline on {SPLIT}")
+    _, first = _compared(content)[0]
+    untrained, shown = (number(100 * scored[one], 1) for one in comparisons.GAP)
+    values = {"LanguageStudy": escape(content["study"]), "LanguageData": escape(content["data"]["id"]),
+              "LanguageQuestions": next(run["n"] for run in first["runs"] if run["split"] == SPLIT),
+              "LanguageSeeds": first["summary"][SPLIT]["accuracy"]["seeds"], "ZeroShot": untrained, "KShot": shown,
+              "LanguageBaseline": code(content["baseline"])}
+    pairs = [(f"{one['a']} - {one['b']}", one) for one in content.get("contrasts", [])
+             if (one["split"], one["metric"]) == (SPLIT, "accuracy")]
+    found = [finding(*name.split(" - "), one) for name, one in pairs] or [
+        finding(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
+        for name, condition in _compared(content)]
+    return {"language": "\\newif\\iflanguage\\languagetrue\n" + "".join(
+                rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in values.items()),
+            "language_findings": items(found),
+            "language_table": tables.to_latex(tables.of_split(tables.table(content), SPLIT))}
+
+
+def items(sentences: list[str]) -> str:
+    """A list of sentences."""
+    return "\\begin{itemize}\n" + "".join(rf"\item {one}" + "\n" for one in sentences) + "\\end{itemize}\n"
+
+
 def main() -> None:
     """Read, check, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--study", type=Path, required=True, help="folder of results.json and forensics.json")
+    parser.add_argument("--language", type=Path, metavar="DIR", help="folder of the results.json of a study of text")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     content = results.read_results(args.study / "results.json")
@@ -206,16 +187,19 @@ def main() -> None:
         reading.check(robust, shapes.PAPER_ROBUSTNESS, str(args.study / "robustness.json"))
         reading.check_same(content, robust, args.study / "robustness.json")
     teachers = not gains(content, SPLIT).empty
-    items = [finding(name, condition["vs_baseline"][SPLIT]["accuracy"], content["baseline"])
+    found = [finding(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
              for name, condition in _compared(content)]
     files = {
         "numbers": macros(content, forensics, robust, teachers), "conditions": conditions_table(content),
-        "findings": "\\begin{itemize}\n" + "".join(rf"\item {item}" + "\n" for item in items) + "\\end{itemize}\n",
+        "findings": items(found),
         "forensics": forensics_table(forensics), "verdicts": verdict_table(forensics)}
     if teachers:
         files["efficiency"] = efficiency_table(content)
     if robust:
         files["robustness"] = robustness_table(robust)
+    path = args.language and args.language / "results.json"
+    files |= language(results.read_results(path), str(path)) if path else {
+        "language": "\\newif\\iflanguage\\languagefalse\n"}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_text(args.out / f"{name}.tex", text)

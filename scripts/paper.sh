@@ -2,11 +2,14 @@
 # The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
 #   bash scripts/paper.sh                   assets/demo, the published demo
 #   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
+#   LANGUAGE_STUDY=NAME                     the language section: experiments/NAME (default: that of the published demo)
 # Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 FROM=assets/demo
 [[ -z "${STUDY:-}" ]] || FROM=experiments/$STUDY
+TEXT=assets/demo_language
+[[ -z "${LANGUAGE_STUDY:-}" ]] || TEXT=experiments/$LANGUAGE_STUDY
 OUT=paper/generated
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -30,8 +33,16 @@ figure() { # NAME SCRIPT ARGS...: draw generated/NAME.pdf
 }
 
 rm -rf "$OUT"  # nothing of another study may stay
-"$PYTHON" scripts/gen_paper_numbers.py --study "$FROM" --out "$OUT"
-"$PYTHON" scripts/write_results.py --results "$FROM/results.json" --out "$OUT" >/dev/null
+language=()
+if [[ -f $TEXT/results.json ]]; then
+    language=(--language "$TEXT")
+elif [[ -n "${LANGUAGE_STUDY:-}" ]]; then
+    fail "$TEXT/results.json: scripts/eval_checkpoints.py writes it"
+fi
+"$PYTHON" scripts/gen_paper_numbers.py --study "$FROM" --out "$OUT" "${language[@]}"
+[[ ${#language[@]} -eq 0 ]] || figure language_accuracy scripts/gen_accuracy_fig.py --results "$TEXT/results.json" \
+    --name language_accuracy
+"$PYTHON" scripts/write_results.py --results "$FROM/results.json" --split test --out "$OUT" >/dev/null
 figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
 figure locality_spectrum scripts/gen_locality_fig.py --forensics "$FROM/forensics.json"
 figure layer_progression scripts/gen_layer_fig.py --forensics "$FROM/forensics.json"

@@ -71,7 +71,7 @@ def test_macros_are_the_numbers_of_the_files(content):
     (0.01, 0.03, 0.001, "examples", "of these checkpoints, not of the method", "accurate")])
 def test_a_sentence_says_what_its_interval_allows(low, high, p, scope, says, never):
     versus = {"difference": (low + high) / 2, "ci95": [low, high], "p_holm": p, "detectable": 0.05, "scope": scope}
-    text = paper.finding("new_arm", versus, "baseline")
+    text = paper.finding("new_arm", "baseline", versus)
     assert says in text and never not in text
     assert f"{{[}}${100 * low:+.2f}$, ${100 * high:+.2f}${{]}}" in text
 
@@ -90,7 +90,7 @@ def test_no_text_of_a_file_is_a_command(content):
     forensics["hypotheses"][0] |= {"name": evil, "claim": evil, "reason": evil, "statistic": evil, "verdict": evil}
     texts = [paper.macros(content, forensics, None, False), paper.conditions_table(content),
              paper.forensics_table(forensics), paper.verdict_table(forensics),
-             *(paper.finding(name, one["vs_baseline"]["test"]["accuracy"], evil)
+             *(paper.finding(name, evil, one["vs_baseline"]["test"]["accuracy"])
                for name, one in content["conditions"].items() if name != "baseline")]
     for text in texts:
         assert "\\input" not in text and "\n\n" not in text and r"\textbackslash{}input\{x\}" in text
@@ -181,3 +181,18 @@ def test_the_demo_compiles(tmp_path):
     assert run(tmp_path).returncode == 0 and (tmp_path / "paper/main.pdf").read_bytes() == first
     count = sum(len(c["runs"]) for c in json.loads((demo / "forensics.json").read_text())["conditions"].values())
     assert count and "Overfull" not in (tmp_path / "paper/main.log").read_text()
+
+
+def test_the_language_section_is_the_numbers_of_its_file(tmp_path):
+    content = results.read_results(ROOT / "assets/demo_language/results.json")
+    files = paper.language(content, "there")
+    mean = content["conditions"]["base_0shot"]["summary"]["test"]["accuracy"]["mean"]
+    assert macro(files["language"], "ZeroShot") == f"${100 * mean:.1f}$" and r"\languagetrue" in files["language"]
+    contrasts = [one for one in content["contrasts"] if (one["split"], one["metric"]) == ("test", "accuracy")]
+    assert files["language_findings"].count(r"\item") == len(contrasts) > 0
+    assert f"${100 * contrasts[0]['difference']:+.2f}$ points" in files["language_findings"]
+    used = set(re.findall(r"\\(Language\w+|ZeroShot|KShot)", TEXT))
+    assert used == {name for name in re.findall(r"\\newcommand{\\(\w+)}", files["language"])}
+    del content["conditions"]["base_kshot"]
+    with pytest.raises(UserError, match="there: no base_kshot on test"):
+        paper.language(content, "there")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from graft.errors import UserError
+from graft.reporting import latex
 from graft.reporting.reading import labels
 
 BESIDE = ("to base_0shot", "flexible", "gap closed, flexible", "cut off", "chance")
@@ -191,10 +192,7 @@ def to_latex(frame: pd.DataFrame) -> str:
 
 def _escape(text: str) -> str:
     """Plain text for LaTeX; a minus is one."""
-    special = {"\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}",
-               "^": r"\textasciicircum{}"}
-    found = re.sub(r"[\\<>~^&%$#_{}]", lambda one: special.get(one[0], "\\" + one[0]), text)
-    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", found).replace(" - ", " $-$ ")
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", latex.escape(text)).replace(" - ", " $-$ ")
 
 
 def to_csv(frame: pd.DataFrame) -> str:
