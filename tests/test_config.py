@@ -206,6 +206,18 @@ objective: [{name: ce}, {name: topk}]
     assert other.sha256 != before and config.difference(config.load([run]), other) == [("task.donors", "-", ["ing"])]
 
 
+@pytest.mark.parametrize(("words", "says"), [
+    (["teacher.context=instruction"], "teacher.instruction: is empty, and context instruction is nothing else"),
+    (["teacher.context=instruction_shuffled", "teacher.instruction=  "], "teacher.instruction: is empty"),
+    (["teacher.instruction=Do it."], "teacher.instruction: context fewshot does not read it"),
+    (["teacher.context=documents"], "teacher.context: must be one of")])
+def test_what_a_teacher_reads_is_there(words, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        config.load([str(ROOT / f"configs/{name}.yaml") for name in ("base/words_smollm2", "distill/words_fewshot")],
+                    words)
+    assert "\n" not in str(caught.value)
+
+
 def test_later_sources_win_and_lists_are_replaced(tmp_path):
     base = write(tmp_path, GOOD + "optim: {lr: 0.1, clip: 2.0}\naugment: [{name: flip}, {name: crop}]\n", "a.yaml")
     delta = write(tmp_path, "optim: {lr: 0.2}\naugment: [{name: crop, padding: 2}]\n", "b.yaml")

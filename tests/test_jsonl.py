@@ -14,7 +14,7 @@ from graft.config import parts, schema
 from graft.errors import UserError
 from graft.students._tiny_lm import make
 from graft.tasks import gsm8k, jsonl
-from graft.tasks._context import Context, choose
+from graft.tasks._context import Context, choose, encode
 from graft.tasks._text import Item
 from small import environment
 
@@ -61,6 +61,22 @@ def test_columns_groups_and_system_messages(build, tmp_path):
     assert shown.startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\nQuestion: New?<|im_end|>")
     assert {answer[-2] in "13579" for _, answer in choose(task, "test", 0, Context(shots=8))} == {True}
     assert build(test=test, prefix="").stop == () and build(layout="plain", test=test).prompt.layout == "plain"
+
+
+def test_documents_are_a_column_that_the_student_never_reads(build, tmp_path):
+    rows = [{**row, "text": f"About {i}."} for i, row in enumerate(ROWS)]
+    file = write(tmp_path / "documents.jsonl", rows)
+    task, bare = build(train=file, document="text", val_fraction=0.0), build(train=file, val_fraction=0.0)
+    item = task.splits["train"].items[3]
+    assert item.document == f"About {item.id}." and bare.splits["train"].items[3].document == ""
+    assert task.fingerprints["train"] != bare.fingerprints["train"]
+    assert task.splits["train"].prompts.flat.tolist() == bare.splits["train"].prompts.flat.tolist()
+    seen = task.prompt.decode(encode(task, "train", [3], Context("document"))[0][0].tolist())
+    assert f"About {item.id}.\n\n{item.question}" in seen
+    assert "text: expected text" in refused(build, train=write(tmp_path / "no.jsonl", [*rows, {**ROWS[0], "text": ""}]),
+                                            document="text")
+    assert "control token" in refused(build, document="text", train=write(
+        tmp_path / "bad.jsonl", [{**ROWS[0], "text": "a <|im_end|> b"}]))
 
 
 def test_a_test_is_held_out_where_no_file_is_given(build, tmp_path, lm):
