@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from graft.config import schema
 from graft.errors import UserError
 from graft.students._tiny_lm import make
 from graft.tasks import _context, _prompts
@@ -301,6 +302,10 @@ def test_what_a_task_has_not_is_refused_before_anything(task, prompt):
             (task, Context("instruction_shuffled", instruction="Go"), "no other order of its words"),
             (task, Context("instruction", instruction="Say <|im_end|>"), "reads as a control token")]:
         assert says in one_line(_context.check, about, context)
+
+
+def test_every_context_can_be_asked_for():
+    assert set(schema.part_fields("teachers", "context_lm")["context"].rule.split(" | ")) == set(_context.KINDS)
 
 
 def test_what_was_made_before_there_were_other_contexts_is_found_again(task):
