@@ -173,3 +173,17 @@ def test_in_a_browser(study, tmp_path, monkeypatch):
     asked = set(re.findall(r'"url":"(\w+://[^/"]+)', log.read_text()))
     own = re.compile(r"://[\w.]+\.google(apis)?\.com$")  # what the browser itself asks for
     assert not [url for url in asked if not own.search(url)], asked
+
+
+def test_reliability_is_of_all_seeds_and_no_bin_of_few_predictions():
+    from graft.reporting.page import sections
+
+    def run(*bins):
+        return {"clean": {"reliability": [{"low": low, "n": n, "confidence": confidence, "accuracy": right}
+                                          for low, n, confidence, right in bins]}}
+
+    points = sections._reliability([run((0.0, 9, 0.1, 1.0), (0.5, 10, 0.5, 0.4), (0.9, 0, None, None)),
+                                    run((0.5, 30, 0.6, 0.8))])
+    assert points == [pytest.approx((57.5, 70.0))]
+    assert sections._blocks(["patch.0", "patch.11", "patch.final", "stage"]) == ["block 1", "block 12", "patch.final",
+                                                                              "stage"]

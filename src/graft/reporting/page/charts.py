@@ -10,6 +10,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from graft.reporting import figures
+
 WIDTH = 640
 DASHES = ("", "6 3", "6 2 1 2", "1 2", "9 2", "3 1 1 1", "1 1", "10 3", "9 1 1 1", "2 3")
 POINTS = 150  # of a line; more cannot be told apart
@@ -63,8 +65,8 @@ def intervals(rows: Sequence[dict[str, Any]], title: str, unit: str) -> Markup:
             parts.append(_line(x(row["low"]), y, x(row["high"]), y, f"line {colour}"))
         parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="mark {}{}"/>').format(
             x(row["value"]), y, colour, " hollow" if row["hollow"] else ""))
-        parts += [Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2" class="seed"/>').format(x(value), y + 11)
-                  for value in row["points"]]
+        parts += [Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2" class="seed"/>').format(x(value), y + step * under)
+                  for value, under in zip(row["points"], figures.below(len(row["points"])))]
     parts.append(_text((left + WIDTH) / 2, bottom + 34, unit))
     return _svg(bottom + 42, title, parts)
 

@@ -13,9 +13,10 @@ LOGGED = ("val/accuracy", "val/nll", "train/loss")  # the curves, those of them 
 MEASURES = {"accuracy": ("accuracy %", 100), "corrupted_accuracy": ("accuracy, corrupted %", 100),
             "tta_accuracy": ("accuracy, averaged views %", 100), "ece": ("calibration error (ECE) %", 100),
             "brier": ("Brier score", 1), "nll": ("NLL, nats", 1), "macro_f1": ("macro F1 %", 100)}
+FEW = 10  # predictions below which a bin's accuracy says little
 SEEN = {"avg_attention_distance": ("attention distance, patches", "mean_distance"),
         "avg_entropy": ("attention entropy, nats", "entropy"),
-        "avg_cls_dispersion": ("dispersion of the class token, patches", "cls_dispersion"),
+        "avg_cls_dispersion": ("dispersion of the class token, patches²", "cls_dispersion"),
         "avg_cls_self_attn": ("class token on itself", "cls_self_attn"),
         "collapsed_heads_ratio_relative": ("collapsed heads, share", ""), "hessian_trace": ("Hessian trace", "")}
 
@@ -131,30 +132,47 @@ def _similarity(sources: Any, content: dict[str, Any]) -> list[Any]:
         if matrix := run["cka"].get("teacher"):
             null = matrix["null"]["max_abs"]
             said = "" if null is None else f"; unrelated pairs reach {null:.3f} at most"
-            found.append(charts.matrix(matrix["layers_1"], matrix["layers_2"], matrix["cka"],
+            found.append(charts.matrix(_blocks(matrix["layers_1"]), _blocks(matrix["layers_2"]), matrix["cka"],
                                        f"{sources.label(name)}, seed {run['seed']}: CKA with its teacher, "
-                                       f"{matrix['n']} images{said}", "layer"))
+                                       f"{matrix['n']} images{said}", "student's"))
     return found
 
 
+def _blocks(layers: list[str]) -> list[str]:
+    """Layers as people count them: `patch.0` is block 1; other names stay."""
+    return [f"block {int(layer[6:]) + 1}" if layer.startswith("patch.") and layer[6:].isdigit() else layer
+            for layer in layers]
+
+
 def robustness(sources: Any) -> dict[str, Any]:
-    """Calibration and corruptions, and the reliability of every seed."""
+    """Calibration and corruptions, and the reliability of all seeds together."""
     if not (content := sources.files.get("robustness")):
         return {}
     own = content["conditions"]
     keys = [key for key in MEASURES if any(key in condition.get("summary", {}) for condition in own.values())]
-    rows = [[sources.label(name), *(_mean(condition.get("summary", {}).get(key), MEASURES[key][1]) for key in keys)]
+    units = {key: (MEASURES[key][1], 2 if MEASURES[key][1] == 100 else 4) for key in keys}  # scale, decimals
+    rows = [[sources.label(name), *(_mean(condition.get("summary", {}).get(key), *units[key]) for key in keys)]
             for name, condition in own.items()]
-    series = [{"label": f"{sources.label(name)}, seed {run['seed']}", "i": sources.number(name),
-               "points": [(bin["confidence"], bin["accuracy"]) for bin in run["clean"]["reliability"]
-                          if bin["n"] and bin.get("confidence") is not None]}
-              for name, condition in own.items() for run in condition["runs"]]
-    diagonal = {"label": "calibrated", "i": 0, "reference": True, "points": [(0, 0), (1, 1)]}
+    series = [{"label": sources.label(name), "i": sources.number(name), "points": _reliability(condition["runs"])}
+              for name, condition in own.items()]
+    diagonal = {"label": "calibrated", "i": 0, "reference": True, "points": [(0, 0), (100, 100)]}
     names = [(sources.number(name), sources.label(name)) for name in own]
-    chart = charts.lines([diagonal, *series], "Accuracy by confidence, a line a seed", "confidence",
-                         whole=False) + charts.legend(names, ["calibrated"])
+    chart = charts.lines([diagonal, *series], "Accuracy in percent by confidence, all seeds of a condition together",
+                         "confidence, %", whole=False) + charts.legend(names, ["calibrated"])
     return {"head": ["condition", *(MEASURES[key][0] for key in keys)], "rows": rows, "chart": chart,
             "corruptions": _corruptions(sources, own)}
+
+
+def _reliability(runs: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Confidence and accuracy in percent of the bins of all runs together, without those of few predictions."""
+    bins: dict[float, list[dict[str, Any]]] = {}
+    for one in (one for run in runs for one in run["clean"]["reliability"]):
+        if one["n"] and one.get("confidence") is not None:
+            bins.setdefault(one["low"], []).append(one)
+    weighted = [[sum(one["n"] * one[key] for one in own) / sum(one["n"] for one in own)
+                 for key in ("confidence", "accuracy")] for _, own in sorted(bins.items())
+                if sum(one["n"] for one in own) >= FEW]
+    return [(100 * confidence, 100 * right) for confidence, right in weighted]
 
 
 def _corruptions(sources: Any, own: dict[str, Any]) -> dict[str, Any]:
@@ -217,10 +235,11 @@ def provenance(sources: Any) -> list[list[str]]:
     return rows
 
 
-def _mean(found: dict[str, Any] | None, scale: float = 1) -> str:
-    """Mean and interval of a summary."""
+def _mean(found: dict[str, Any] | None, scale: float = 1, decimals: int | None = None) -> str:
+    """Mean and interval of a summary, to four digits or to so many decimals."""
     if found is None:
         return "–"
     low, high = found["ci95"]
-    between = "" if low is None or high is None else f" [{scale * low:.4g}, {scale * high:.4g}]"
-    return f"{scale * found['mean']:.4g}{between}"
+    form = ".4g" if decimals is None else f".{decimals}f"
+    between = "" if low is None or high is None else f" [{scale * low:{form}}, {scale * high:{form}}]"
+    return f"{scale * found['mean']:{form}}{between}"
