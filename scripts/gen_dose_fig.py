@@ -34,8 +34,7 @@ def draw(table: pd.DataFrame, uniform: float, split: str) -> figures.Figure:
     """A panel each for accuracy and, where it was measured, curvature; dots are runs, the line goes through means."""
     shown = [name for name in PANELS if table[name].notna().any()]
     conditions = list(dict.fromkeys(table["condition"]))
-    height = 1.9 * len(shown) + 0.35 + 0.13 * ((len(conditions) + 2) // 3)
-    figure, panels = figures.axes(figures.COLUMN, height, len(shown), 1, sharex=True)
+    figure, panels = figures.axes(figures.COLUMN, 0.35 + 1.9 * len(shown), len(shown), 1, sharex=True)
     imposed = table.dropna(subset=["dose"]).groupby("dose")[["distance", *shown]].mean()
     for panel, name in zip(panels, shown, strict=True):
         panel.axvline(uniform, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
@@ -47,8 +46,7 @@ def draw(table: pd.DataFrame, uniform: float, split: str) -> figures.Figure:
                        markersize=3.5, label=condition, markerfacecolor="white" if own["dose"].isna().all() else None)
         panel.set_ylabel(PANELS[name].format(split=split))
     panels[-1].set_xlabel("attention distance, patches (dotted: uniform attention)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figures.legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -64,7 +62,7 @@ def main() -> None:
     table = runs(content, results.read_results(scores), chosen, args.split)
     if table["accuracy"].isna().all():
         raise UserError(f"{scores}: --split {args.split}: no accuracy of any of {', '.join(chosen)}")
-    with figures.style():
+    with figures.style(args.style):
         uniform = content["references"]["uniform"]["mean_distance"]
         paths = figures.save(draw(table, uniform, args.split), args, table)
     print(*paths, sep="\n")

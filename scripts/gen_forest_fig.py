@@ -62,7 +62,7 @@ def main() -> None:
     args = figures.arguments(__doc__, "differences", "--results", help="a results.json", split="test").parse_args()
     content = results.read_results(args.results)
     table = rows(content, args.split, args.conditions, args.results, args.allow_missing)
-    with figures.style():
+    with figures.style(args.style):
         paths = figures.save(draw(table, content["baseline"]), args, table)
     print(*paths, sep="\n")
 

@@ -95,6 +95,12 @@ def _retention(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]
                   gpus="eval")]
 
 
+def _central(graph: Graph, conditions: Sequence[str]) -> list[str]:
+    """The conditions that the forensics' claims are about."""
+    study = graph.study
+    return [name for name in dict.fromkeys([study.baseline, *study.roles.values(), *study.doses]) if name in conditions]
+
+
 def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
     found = []
     for name in graph.study.figures:
@@ -104,6 +110,8 @@ def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
             flag = f"--{source}" if source in ("forensics", "retention") else "--results"
             words = [flag, str(graph.at / f"{source}.json")]
         words += ["--results", str(graph.at / "results.json")] if source == "retention" else []
+        if source == "forensics" and name != "dose":  # of all arms these would show nothing
+            words += ["--conditions", *_central(graph, conditions)]
         words += ["--out", str(graph.at / "figures"), *(CURVES if name == "losses" else ())]
         words += ["--split", graph.splits[-1]] if name in SCORED else []
         needs = [{"results": "scores"}.get(source, source)] if source else []
