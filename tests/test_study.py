@@ -159,15 +159,15 @@ def test_language_runs_read_the_caches_that_are_built_for_them():
         "fewshot", "zeroshot_teacher", "shuffled_answers", "wrong_shots", "random_shots", "published_position",
         "hidden_cache", "teacher_targets")}
     served = [job for job in graph.jobs.values() if job.kind == "run" and job.config.teacher.name == "context_lm"]
-    assert len(served) == 3 * 25
+    assert len(served) == 3 * 26
     samples = "experiments/gsm8k_qwen1b7/cache/samples-teacher_targets"
     for name in ("cache-teacher_targets/work", *(f"teacher_targets/seed{seed}" for seed in range(3))):
         job = graph.jobs[name]
         assert "samples-teacher_targets/work" in job.needs and f"teacher.samples={samples}" in job.words
     assert graph.jobs["samples-teacher_targets/work"].script == "scripts/sample_teacher.py"
     for job in served:
-        if job.config.teacher.args["targets"] == "student":
-            assert not job.needs and job.config.teacher.args["serve"] == "adapter", "what it says is not known before"
+        if job.config.teacher.args["targets"] == "student" or job.config.teacher.args["serve"] == "ema":
+            assert not job.needs, "what it says is not known before"
             continue
         *_, need = job.needs
         cache, args = caches[need.split("/")[0]], job.config.teacher.args

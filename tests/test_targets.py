@@ -23,7 +23,7 @@ from graft.training.batches import order
 from graft.training.objective import Objective
 from graft.training.rollouts import Rollouts
 from small import assert_same_training, weights
-from small_lm import base_config, last_wins, launch, lm, run_main, student, task, tiny
+from small_lm import base_config, batch, disturb, last_wins, launch, lm, run_main, student, task, tiny
 
 NEW = "evaluate.max_new_tokens=12"
 TEACHER = "teacher={name: context_lm, shots: 2, k: 16, targets: teacher, temperature: 0.7%s}"
@@ -302,3 +302,63 @@ def test_the_script_that_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*words, "teacher={name: context_lm}"])
     assert "teacher.targets: expected teacher" in one_line(sample_teacher.main)
     shutil.rmtree(tmp_path / "s")
+
+
+# ------------------------------------------------------------------------------------------ a teacher that follows
+
+EMA = "teacher={name: context_lm, shots: 2, k: 16, serve: ema, ema_decay: 0.6}"
+
+
+def test_the_teacher_is_the_average_of_its_students_adapters():
+    """Oracle: a second student that holds the average, computed by hand, and reads the same context."""
+    about = task()
+    model = student(about, dropout=0.4)
+    model.train()
+    teacher = context_lm.build(about, model, shots=2, k=16, serve="ema", ema_decay=0.6)
+    fixed = context_lm.build(about, model, shots=2, k=16)
+    tokens, _ = batch(about, 3, 17, 30)
+    start = teacher(tokens).topk["rows"]
+    torch.testing.assert_close(start.values, fixed(tokens).topk["rows"].values)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in trained]
+    for seed in range(3):
+        disturb(model, seed)
+        teacher.ema.follow()
+        average = [0.6 * old + 0.4 * p.detach() for old, p in zip(average, trained)]
+    before, places = [p.detach().clone() for p in trained], [p.data_ptr() for p in trained]
+    found = teacher(tokens).topk["rows"]
+    assert model.training and places == [p.data_ptr() for p in trained] and all(map(torch.equal, before, trained))
+    other = student(about, dropout=0.4)
+    for weight, value in zip([p for p in other.parameters() if p.requires_grad], average):
+        weight.data.copy_(value)
+    expected = context_lm.ContextLM(about, Context("fewshot", 2), other.eval(), 16, 4000)(tokens).topk["rows"]
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-4)
+    assert (found.values - start.values).abs().max() > 0.01
+    assert not [p for p in teacher.parameters() if p.requires_grad] and set(teacher.state_dict()) == {
+        f"ema.{name}" for name in teacher.ema.state_dict()}
+
+
+def test_a_run_with_an_averaged_teacher_that_is_stopped_ends_bit_identical(tmp_path, monkeypatch):
+    args = [EMA, KL % "kl", "train.duration=7st", "train.checkpoint_every=2st", "student.dropout=0.3"]
+    rows = run_main(distill(tmp_path / "whole", *args))
+    fixed = run_main(distill(tmp_path / "fixed", *args, EMA.replace("ema,", "adapter,")))
+    assert rows[0]["train/topk"] == fixed[0]["train/topk"] and rows[2]["train/topk"] != fixed[2]["train/topk"]
+    cfg = distill(tmp_path / "stopped", *args)
+    real, calls = Objective.forward, itertools.count(1)
+
+    def forward(self, *given, **more):
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        run_main(cfg)
+    assert checkpoint.steps(cfg.run_dir) == [2, 4]
+    run_main(cfg)
+    assert weights(tmp_path / "whole/seed0") == weights(cfg.run_dir)
+
+
+def test_full_fine_tuning_has_no_adapters_to_average(tmp_path):
+    assert "teacher.serve: ema averages the student's adapters" in one_line(
+        distill, tmp_path, EMA, KL % "kl", "student.lora=false")

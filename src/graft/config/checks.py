@@ -180,6 +180,8 @@ def _check_context(config: Config, need: Need) -> None:
         need(not own or not term.used or "targets" not in schema.part_tensors("losses", term.name),
              f"objective.{i}.weight", f"{term.name} wants given answers, and targets: student has none; set it to 0",
              "teacher.targets")
+    need(args["serve"] != "ema" or student["lora"], "teacher.serve", "ema averages the student's adapters, and full "
+         "fine-tuning has none; set student.lora, or use copy", "student.lora")
     hidden = args["keep"] == "hidden"
     need(not hidden or student["lora"], "teacher.keep", "hidden makes logits by the head that the student shares with "
          "its teacher, and full fine-tuning changes it; use topk, or set student.lora", "student.lora")

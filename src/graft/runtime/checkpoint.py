@@ -5,6 +5,7 @@ A checkpoint is a folder `checkpoint-<step>` with
     model.safetensors      the student; adapter_model.safetensors where only adapters were trained
     average.safetensors    its EMA or SWA weights, if the run keeps them
     objective.safetensors  projectors and heads, if the objective has any
+    ema.safetensors        the averaged adapters of a teacher that follows its student
     rollouts.safetensors   the student's own answers for the coming steps, if it is trained on those
     optim.pt               optimizer state: tensors, numbers and lists only, loaded with weights_only=True
     trainer.json           step, epoch, world size, configuration, best validation score, early stopping, and what data

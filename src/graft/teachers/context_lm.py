@@ -16,6 +16,7 @@ from graft.tasks._context import Context, check
 from graft.tasks._taught import longest, prompts_of
 from graft.tasks._text import TextTask, sequences
 from graft.teachers import _topk_cache
+from graft.teachers._ema import Average
 from graft.teachers._freeze import freeze
 from graft.teachers._topk import divide, join, top_k, within
 
@@ -37,8 +38,10 @@ def build(task: TextTask, student: CausalLM, *,
                           "logits; hidden: its last hidden state, from which the head that it shares with a LoRA "
                           "student makes all logits, for any tau and without a tail", "", "2026-11"] = "topk",
           k: Annotated[int, "> 0", "topk: how many logits"] = 256,
-          serve: Annotated[str, "adapter | copy | cache", "adapter: the student's own weights without its adapters; "
-                           "copy: a second, frozen model; cache: what scripts/cache_teacher.py computed"] = "adapter",
+          serve: Annotated[str, "adapter | copy | cache | ema", "adapter: the student's own weights without its "
+                           "adapters; copy: a second, frozen model; cache: what scripts/cache_teacher.py computed; "
+                           "ema: the student with the moving average of its adapters"] = "adapter",
+          ema_decay: Annotated[float, "(0, 1)", "ema: decay per optimizer step", "", "2026-11"] = 0.99,
           path: Annotated[str, "", "cache: its folder; empty: found by its content in $GRAFT_CACHE or cache/",
                           "where the cache lies; its content is compared"] = "",
           cache_dtype: Annotated[str, "fp16 | fp32 | bf16", "cache: of what is kept on disk; bf16 for keep: hidden"]
@@ -84,9 +87,12 @@ def build(task: TextTask, student: CausalLM, *,
         _refuse_other_head(keep, student, own.base)
         return freeze(ContextLM(task, settings, own, k, batch_tokens, keep=keep))
     if not student.lora or model:
-        raise UserError("teacher.serve: adapter needs a LoRA student and teaches with its own model; use cache or copy")
+        raise UserError(f"teacher.serve: {serve} needs a LoRA student and teaches with its own model; use cache or "
+                        "copy")
     _refuse_other_head(keep, student, student.base)
-    return freeze(ContextLM(task, settings, student, k, batch_tokens, student.untrained, keep))
+    ema = Average(student, ema_decay) if serve == "ema" else None
+    alone = ema.lent if ema else student.untrained
+    return freeze(ContextLM(task, settings, student, k, batch_tokens, alone, keep, ema))
 
 
 def _refuse_other_head(keep: str, student: CausalLM, base: str) -> None:
@@ -135,20 +141,22 @@ def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM
 class ContextLM(nn.Module):
     """A teacher that computes: it encodes its sequences once, and its logits where they are asked for.
 
-    `lm` is run inside `alone()`. With an `alone` it is the student, which must not become a part of its own
-    teacher, so it is held in a tuple, out of sight of `parameters()`.
+    `lm` is run inside `alone()`; `ema` is who averages its adapters, if they are. With an `alone` it is the student,
+    which must not become a part of its own teacher, so it is held in a tuple, out of sight of `parameters()`.
     """
 
     num_classes = 0  # it gives its largest logits, never all
     positions = ("rows", "next")
 
     def __init__(self, task: TextTask, context: Context, lm: CausalLM, k: int, batch_tokens: int,
-                 alone: Callable[[], AbstractContextManager] | None = None, keep: str = "topk"):
+                 alone: Callable[[], AbstractContextManager] | None = None, keep: str = "topk",
+                 ema: Average | None = None):
         super().__init__()
+        self.ema = ema
         self.keep, self.width = keep, lm.model.get_output_embeddings().weight.shape[1]
         self.k, self.batch_tokens, self.alone = k, batch_tokens, alone or contextlib.nullcontext
         self.own, self.vocabulary = None if alone else lm, lm.head.vocabulary
-        self.identity = lm.base
+        self.identity = f"{lm.base}, its adapters averaged" if ema else lm.base
         self._lm = (lm,)
         self.split = task.splits["train"]  # whose answers may change
         self.prompts, dropped = prompts_of(task, context)

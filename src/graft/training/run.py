@@ -139,7 +139,7 @@ class Run:
         if not self.place.sharded:
             student, objective = student.to(self.device), objective.to(self.device)
         self.module, self.objective_module = student, objective
-        self.rollouts = None
+        self.ema, self.rollouts = getattr(teacher, "ema", None), None
         if config.teacher.args.get("targets") == "student":
             from graft.training.rollouts import Rollouts  # peft, which images do without, takes seconds
             self.rollouts = Rollouts(config, task, student, self.place, self.autocast)
@@ -159,7 +159,7 @@ class Run:
             self._describe()
             return
         self.saver = Saver(config, task, self.module, self.averaged_module, self.objective_module, self.optimizer,
-                           self.place, teacher, self.rollouts)
+                           self.place, teacher, {"rollouts": self.rollouts, "ema": self.ema})
         if info := self.saver.resume(self.print):
             self.step_done = info["step"]
             self.selection.restore(info["selection"])
@@ -237,6 +237,8 @@ class Run:
         self.step_done += 1
         if self.average:
             self.average.update(self.module, self.step_done)
+        if self.ema:
+            self.ema.follow()
         self._at_edge()
 
     # ----------------------------------------------------------------------------------- step's edge

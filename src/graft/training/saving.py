@@ -1,7 +1,8 @@
 """What of a run is on disk: its checkpoints, written and read by all its processes together, and its metadata."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,12 +27,12 @@ FAILURES = 3  # saves in a row that fail before the run ends
 
 
 class Saver:
-    """Saves and resumes `student`, `average`, `objective` and `rollouts` (those that have a state) with the optimizer.
-    """
+    """Saves and resumes `student`, `average`, `objective` and `others` by name (those that have a state), with their
+    optimizer."""
 
     def __init__(self, config: Config, task: Task | TextTask, student: nn.Module, average: nn.Module | None,
                  objective: nn.Module, optimizer: torch.optim.Optimizer, place: Place,
-                 teacher: nn.Module | None = None, rollouts: Any = None):
+                 teacher: nn.Module | None = None, others: Mapping[str, Any] = MappingProxyType({})):
         self.config, self.task, self.student, self.optimizer, self.place = config, task, student, optimizer, place
         # A language model that teaches knows what it is: some have 16 GB of weights, others none of their own.
         self.teacher = teacher and (getattr(teacher, "identity", "") or digests.of_state(teacher))
@@ -40,7 +41,7 @@ class Saver:
         self.tokenizer: dict[str, bytes] = {}
         self.code_changes: list[dict[str, Any]] = []  # with --code_changed: at which steps which files had changed
         own = getattr(student, "stem", "model")  # adapters have another name than a whole model
-        modules = {own: student, "average": average, "objective": objective, "rollouts": rollouts}
+        modules = {own: student, "average": average, "objective": objective, **others}
         self.modules = {stem: module for stem, module in modules.items() if module is not None and module.state_dict()}
 
     def resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:

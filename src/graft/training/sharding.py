@@ -38,9 +38,9 @@ def wanted(config: Config, world: int) -> bool:
     if not config.reads_text:
         raise UserError(f"student.name: {config.student.name} cannot be sharded, only language models can; use "
                         "configs/accelerate/2gpu.yaml")
-    if config.teacher.name == "context_lm" and config.teacher.args["serve"] == "adapter":
+    if config.teacher.name == "context_lm" and (serve := config.teacher.args["serve"]) in ("adapter", "ema"):
         # Its forward passes are as many as the lengths of a process's own items ask for, and each is a collective.
-        raise UserError("teacher.serve: adapter cannot be used under FSDP; use cache")
+        raise UserError(f"teacher.serve: {serve} cannot be used under FSDP; use cache")
     if config.teacher.name == "context_lm" and config.teacher.args["targets"] == "student":
         raise UserError("teacher.targets: student cannot be used under FSDP, where every token that one process "
                         "generates is everybody's; use gold or teacher, or configs/accelerate/2gpu.yaml")

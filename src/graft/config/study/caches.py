@@ -96,7 +96,7 @@ def _name(cfg: Config) -> str:
 def _reads(job: Job) -> bool:
     """Whether a run reads a language teacher's logits, was not told from where, and can be told beforehand."""
     cfg = job.config
-    if cfg.teacher.args.get("targets") == "student":
+    if cfg.teacher.args.get("targets") == "student" or cfg.teacher.args.get("serve") == "ema":
         return False
     reads = any(term.used and "teacher_topk" in schema.part_tensors("losses", term.name) for term in cfg.objective)
     return reads and cfg.teacher.name == "context_lm" and "teacher.serve" not in {
