@@ -35,6 +35,16 @@ def test_vision_students_load_in_plain_timm(words, tmp_path, monkeypatch, capsys
         write(monkeypatch, tmp_path / "s/baseline/seed0", "--to", "timm", "--out", tmp_path / "out")
 
 
+def test_a_network_without_an_image_size_loads_in_plain_timm(tmp_path, monkeypatch, capsys):
+    run_main(load([ROOT / "configs/base/digits_cnn.yaml"], [
+        "student.name=timm", "student.arch=resnet10t", "task.subset=64", "train.batch_size=32", "train.duration=1st",
+        "optim.warmup=0st", "train.eval_every=0", "train.checkpoint_every=0", "train.tensorboard=false",
+        "method=baseline"], output_dir=str(tmp_path / "s/cnn")))
+    write(monkeypatch, tmp_path / "s/cnn/seed0", "--to", "timm", "--out", tmp_path / "out")
+    assert "in a process without graft" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["fixed_input_size"] is False
+
+
 def test_the_reading_of_the_distillation_token_is_the_one_exported(tmp_path):
     """The weights as trained, read by its other head: a student that two tokens tell apart."""
     import torch

@@ -92,7 +92,8 @@ def _to_timm(run: rebuild.Trained, student: Backbone, inputs: Tensor, folder: Pa
     side = [run.task.channels, run.task.size, run.task.size]
     about = {"architecture": arch, "num_classes": model.num_classes, "num_features": model.num_features,
              "label_names": run.task.classes, "model_args": options,
-             "pretrained_cfg": {"num_classes": model.num_classes, "input_size": side, "fixed_input_size": True,
+             "pretrained_cfg": {"num_classes": model.num_classes, "input_size": side,
+                                "fixed_input_size": "img_size" in options,  # else timm hands a CNN an img_size
                                 "mean": list(run.task.mean), "std": list(run.task.std), "crop_pct": 1.0,
                                 "interpolation": "bicubic", "custom_load": False,
                                 **{key: model.pretrained_cfg[key] for key in ("first_conv", "classifier")}}}
