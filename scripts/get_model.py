@@ -9,7 +9,6 @@ which licence and how it was quantised; it goes into every result. What is there
 """
 
 import argparse
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -63,8 +62,9 @@ def fetch(model: Model, folder: Path) -> Path:
 
 def check(file: Path, model: Model) -> None:
     """Raise UserError if the file is not the one this project was written for."""
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    from graft.runtime.checkpoint import sha256
+
+    digest = sha256(file)
     if digest != model.sha256:
         raise UserError(f"{model.packages[0]}: sha256 {digest}, expected {model.sha256}; another release?")
 

@@ -76,8 +76,7 @@ def commands(plan: Any, options: argparse.Namespace) -> dict[str, str]:
              "This report": f"python scripts/report.py --study {shlex.quote(options.study)}"}
     for job in Graph(plan, Asked()).jobs.values():
         if job.kind != "run" or job.config.seed == plan.seeds[0]:
-            launch = "accelerate launch " if job.kind == "run" else "python "
-            found[job.name] = launch + shlex.join([job.script, *job.words])
+            found[job.name] = shlex.join(["python", job.script, *job.words])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Hydra multirun over conditions of a study, seeds and settings: one `accelerate launch` a job, one after the other.
+"""Hydra multirun over conditions of a study, seeds and settings: one job after the other.
 
     python scripts/sweep.py --multirun study=cifar10 condition=baseline,resnet18 seed=0,1,2
     python scripts/sweep.py --multirun study=gsm8k_qwen1b7 condition=distill,kd_only seed=0,1 \\

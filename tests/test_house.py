@@ -24,6 +24,7 @@ ROOMS = [
     {"training"},
     {"teachers"},
     {"train_baseline", "train_distill", "train_ss_distill", "train_ssl_teacher", "train_ablation"},
+    {"planning"},
 ]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 

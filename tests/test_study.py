@@ -61,6 +61,8 @@ def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
     (GOOD.replace("other: {", "other: {script: train_distil, "), "no such script: 'train_distil'; did you mean"),
     (GOOD.replace("other: {", "other: {teacher: cnn, "), "conditions.other.teacher: unknown: 'cnn'"),
     (GOOD.replace("other: {", "other: {set: [x], "), "conditions.other.set: expected key=value, got 'x'"),
+    (GOOD.replace("other: {", "other: {set: [seed=7], "), "conditions.other.set: seed is given to every run"),
+    (GOOD + "set: [output_dir=x]\n", "set: output_dir is given to every run by the study; use study"),
     (GOOD.replace("digits_cnn", "digits_cn"), "other.configs: no such config file: configs/distill/digits_cn."),
     (GOOD + "contrasts: [other:basline]", "contrasts: unknown: 'basline'; did you mean baseline?"),
     (GOOD + "contrasts: [other]", "contrasts: expected two conditions as a:b, got 'other'"),
@@ -107,6 +109,7 @@ def test_what_no_run_accepts_is_one_line_too(tmp_path, text, said):
 
 @pytest.mark.parametrize("asked, said", [
     ({"only": ("bas",)}, "--only: unknown: 'bas'"), ({"name": "../x"}, "--name: must be "),
+    ({"set": ("seed=7",)}, "--set: seed is given to every run by the study; use --seeds"),
     ({"set": ("optim.lrr=1",)}, "optim.lrr: unknown key; did you mean lr?"),
     ({"set": ("student.depth=x",)}, "student.depth: expected an integer, got 'x'"),
 ])

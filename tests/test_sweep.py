@@ -32,7 +32,9 @@ def test_every_condition_is_a_run_that_loads(name, base):
         cfg = config.load(files, [words[-1]], seed=int(words[words.index("--seed") + 1]))
         assert (cfg.seed, cfg.optim.lr) == (3, 0.5)
         assert words[words.index("--output_dir") + 1] == f"{base}/{condition}"
-        assert words[words.index("--config_file") + 1] == "configs/accelerate/1gpu.yaml"
+        assert words[:2] == ["python", job.script], "one process is Python itself"
+        several = command(job, "python", "2gpu", 2)
+        assert several[several.index("--config_file") + 1] == "configs/accelerate/2gpu.yaml"
 
 
 @pytest.mark.parametrize("word, found", [

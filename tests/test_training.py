@@ -296,6 +296,13 @@ def test_what_the_first_step_would_refuse_a_dry_run_refuses(tmp_path, overrides,
             run_main(replace(tiny(tmp_path / "x", *overrides), dry_run=dry))
 
 
+def test_a_dry_run_sees_that_a_file_is_in_the_folders_place(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UserError, match="output_dir: .*x: is a file"):
+        run_main(replace(tiny(tmp_path / "x"), dry_run=True))
+    assert (tmp_path / "x").read_text() == "mine"
+
+
 def test_dry_run_touches_nothing(tmp_path, capsys):
     from dataclasses import replace
     run_main_of = importlib.import_module("graft.train_baseline").main

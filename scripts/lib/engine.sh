@@ -245,7 +245,8 @@ end_of_jobs() {
 
 stop_jobs() { # let every job save and end
     local pid
-    for pid in "${!JOB_OF[@]}"; do pkill -TERM -P "$pid" 2>/dev/null || kill -TERM "$pid" 2>/dev/null || true; done
+    # Python itself, or torchrun, which passes it on; those that wait for a GPU just end.
+    for pid in "${!JOB_OF[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
     for pid in "${!JOB_OF[@]}"; do wait "$pid" 2>/dev/null || true; done
 }
 trap 'trap - INT TERM; echo "interrupted; run the same command again to continue" >&2; stop_jobs; exit 143' INT TERM

@@ -2,6 +2,7 @@
 so that `--help` and a mistake are answered at once."""
 
 import argparse
+import math
 from pathlib import Path
 
 from graft.errors import UserError
@@ -58,3 +59,12 @@ def at_least(options: argparse.Namespace, **least: int) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < low:
                 raise UserError(f"--{name}: expected at least {low}, got {value}")
+
+
+def above_zero(options: argparse.Namespace, **most: float) -> None:
+    """Raise UserError for a number on the command line that is not above 0 and at most what is said here."""
+    for name, high in most.items():
+        value = getattr(options, name)
+        if value is not None and not 0 < value <= high:
+            limit = f" and at most {high:g}" if high < math.inf else ""
+            raise UserError(f"--{name}: expected a number above 0{limit}, got {value:g}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
@@ -150,7 +151,8 @@ class _Logits(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            if hidden.device.type == "cuda":
+            # A tensor without data (graft.planning) stands for one on a GPU.
+            if hidden.device.type == "cuda" or isinstance(hidden, FakeTensor):
                 return torch.mm(hidden, weight.T, out_dtype=torch.float32)
             return hidden.float() @ weight.float().T
 

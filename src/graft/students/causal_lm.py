@@ -57,19 +57,27 @@ def build(task: TextTask, *,
     head = _language.Head(lm)
     _language.check_head("student.model", lm, head)
     base = f"{'random' if random_weights else _language.identity(where, revision)} in {dtype}"
+    if lora:
+        _refuse_targets(model, lm, targets)
+    lm = adapted(lm, revision, lora, rank, alpha, dropout, targets, checkpointing)
+    return CausalLM(lm, head, lora, base, model, revision, task.num_classes)
+
+
+def adapted(lm: PreTrainedModel, revision: str, lora: bool, rank: int, alpha: int, dropout: float,
+            targets: Sequence[str], checkpointing: bool) -> nn.Module:
+    """The model with adapters, or itself where there are to be none; the arguments are those of `build`."""
     if checkpointing:
         # In this order, or the first layers get no gradient: checkpointing, inputs that require one, then adapters.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the name that transformers 5.0 has
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora:
             lm.enable_input_require_grads()
-    if lora:
-        _refuse_targets(model, lm, targets)
-        adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
-                              bias="none", target_modules=list(targets), revision=revision or None)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
-            lm = get_peft_model(lm, adapters)
-    return CausalLM(lm, head, lora, base, model, revision, task.num_classes)
+    if not lora:
+        return lm
+    adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
+                          bias="none", target_modules=list(targets), revision=revision or None)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
+        return get_peft_model(lm, adapters)
 
 
 def _refuse_targets(model: str, lm: PreTrainedModel, targets: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from graft.tasks._task import Task, resident_task
 
 CLASSES = 10
 SIZE = 32
+CHANNELS = 3
+ROWS = {"train": 50_000, "test": 10_000}
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -26,7 +28,7 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
     """CIFAR-10 with its official test split."""
     published = _sources.Source(
         columns=Columns("cifar10", ("img", "image"), "label", 3, SIZE, resize=False), classes=NAMES,
-        rows={"train": 50_000, "test": 10_000},
+        rows=ROWS,
         hub="uoft-cs/cifar10", torchvision=CIFAR10.base_folder, read=_read_torchvision,
         files=[*map(tuple, CIFAR10.train_list + CIFAR10.test_list), (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
     arrays, data_id = _sources.load(published, source, root, revision)

@@ -12,6 +12,8 @@ from graft.tasks._task import Task, resident_task
 
 CLASSES = 100
 SIZE = 32
+CHANNELS = 3
+ROWS = {"train": 50_000, "test": 10_000}
 NAMES = [
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
     "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
@@ -37,7 +39,7 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
     """CIFAR-100 with its official test split and fine labels; normalised by the statistics of the training split."""
     published = _sources.Source(
         columns=Columns("cifar100", ("img", "image"), "fine_label", 3, SIZE, resize=False), classes=NAMES,
-        rows={"train": 50_000, "test": 10_000},
+        rows=ROWS,
         hub="uoft-cs/cifar100", torchvision=CIFAR100.base_folder, read=_read_torchvision,
         files=[*map(tuple, CIFAR100.train_list + CIFAR100.test_list),
                (CIFAR100.meta["filename"], CIFAR100.meta["md5"])])

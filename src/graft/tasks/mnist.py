@@ -13,6 +13,8 @@ from graft.tasks._task import Task, resident_task
 
 CLASSES = 10
 SIZE = 28
+CHANNELS = 1
+ROWS = {"train": 60_000, "test": 10_000}
 NAMES = [str(digit) for digit in range(CLASSES)]
 
 
@@ -27,7 +29,7 @@ def build(*, source: Annotated[str, "auto | parquet | torchvision | hub",
     """MNIST with its official test split."""
     published = _sources.Source(
         columns=Columns("mnist", ("img", "image"), "label", 1, SIZE, resize=False), classes=NAMES,
-        rows={"train": 60_000, "test": 10_000},
+        rows=ROWS,
         hub="ylecun/mnist", torchvision="MNIST/raw", read=_read_torchvision, files=MNIST.resources)
     arrays, data_id = _sources.load(published, source, root, revision)
     return resident_task("mnist", data_id, NAMES, arrays["train"], arrays["test"],

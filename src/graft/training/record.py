@@ -27,6 +27,12 @@ class Record:
 
         self.place.on_main(take)
 
+    def refuse_file(self) -> None:
+        """Raise UserError where the folder cannot be made because a file is in its place; nothing is touched."""
+        there = next(path for path in (self.dir, *self.dir.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"output_dir: {there}: is a file; expected a folder, or a place for one")
+
     def begin(self, step: int, train: Train, config: dict[str, Any]) -> None:
         """Go on with the log after `step`; from here on how the run ends is how the folder's run ended."""
         def begin() -> None:

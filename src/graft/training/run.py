@@ -77,12 +77,14 @@ class Run:
     # ------------------------------------------------------------------------------------- lifetime
 
     def __enter__(self) -> "Run":
-        if not self.config.dry_run:
-            try:
+        try:
+            if self.config.dry_run:
+                self.record.refuse_file()
+            else:
                 self.record.open(lambda: self.stop_signal.number > 0)
-            except BaseException:
-                self.stop_signal.restore()
-                raise
+        except BaseException:
+            self.stop_signal.restore()
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:

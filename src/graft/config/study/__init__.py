@@ -24,7 +24,7 @@ from typing import Any, get_origin
 from graft.config import queue, schema
 from graft.config.merging import checked
 from graft.config.reading import read
-from graft.config.study.options import ROLES, SCRIPTS, STEPS, Condition, Icl, Study, Teacher, Work
+from graft.config.study.options import GIVEN, ROLES, SCRIPTS, STEPS, Condition, Icl, Study, Teacher, Work
 from graft.errors import UserError
 
 ROOT = Path("configs/study")
@@ -185,16 +185,23 @@ class _Reader:
             if user.script and user.script not in SCRIPTS:
                 raise self.fail(f"{key}.script", f"no such script: {user.script!r}"
                                                  f"{schema.nearest(user.script, list(SCRIPTS))}")
-            for word in user.set:
-                if not re.match(r"^[\w.]+=", word):
-                    raise self.fail(f"{key}.set", f"expected key=value, got {word!r}")
+            self.settings(f"{key}.set", user.set)
             if "seeds" in vars(user) and len(set(user.seeds)) != len(user.seeds):
                 raise self.fail(f"{key}.seeds", f"one is there twice: {user.seeds}")
+        self.settings("set", study.set)
         for name, teacher in study.teachers.items():
             if not teacher.base or not teacher.seeds:
                 raise self.fail(f"teachers.{name}", "needs a base and a seed")
         if not study.seeds or len(set(study.seeds)) != len(study.seeds):
             raise self.fail("seeds", f"expected different numbers, got {study.seeds}")
+
+    def settings(self, key: str, words: list[str]) -> None:
+        """`key=value` words, but for what the study itself says of every run."""
+        for word in words:
+            if not re.match(r"^[\w.]+=", word):
+                raise self.fail(key, f"expected key=value, got {word!r}")
+            if (name := word.partition("=")[0]) in GIVEN:
+                raise self.fail(key, f"{name} is given to every run by the study; use {GIVEN[name][0]}, got {word!r}")
 
     def references(self, study: Study) -> None:
         """Names that refer to others of the study."""

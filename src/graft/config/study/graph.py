@@ -14,7 +14,7 @@ from graft.config.options import PARTS, Config
 from graft.config.study.caches import served
 from graft.config.study.job import Job, work
 from graft.config.study.layers import Layers, Source, last_wins, words_of
-from graft.config.study.options import Condition, Study, Teacher
+from graft.config.study.options import GIVEN, Condition, Study, Teacher
 from graft.errors import UserError
 
 
@@ -42,6 +42,9 @@ class Graph:
         self.at = Path("experiments") / ((asked.name or study.study) + "-smoke" * asked.smoke)
         if asked.name and not schema.NAME.fullmatch(asked.name):
             raise UserError(f"--name: must be {schema.NAME_RULE}, got {asked.name!r}")
+        for word in asked.set:
+            if (key := word.partition("=")[0]) in GIVEN:
+                raise UserError(f"--set: {key} is given to every run by the study; use --{GIVEN[key][1]}, got {word!r}")
         self.splits = ["val"] if asked.smoke else study.splits
         self.left_out: dict[str, str] = {}
         self.layers = Layers(study, self.at, asked.set, asked.smoke)

@@ -9,6 +9,8 @@ from typing import Any
 
 from graft.config.options import Config
 
+ALONE = ("cpu", "1gpu")  # launch configurations that say nothing of a single process but where it runs
+
 
 @dataclass(frozen=True)
 class Job:
@@ -27,10 +29,15 @@ class Job:
 
 
 def command(job: Job, python: str, accelerate: str = "cpu", processes: int = 1) -> list[str]:
-    """The words that start a job; a run under `accelerate launch`."""
+    """The words that start a job: Python itself, which so gets the signals; a run of several processes by a launcher.
+
+    A launch configuration of one's own, or one that shards, is always used.
+    """
+    if job.kind != "run" or (processes == 1 and accelerate in ALONE):
+        return [python, job.script, *job.words]
     launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{accelerate}.yaml",
               "--num_processes", str(processes)]
-    return [python, *(launch if job.kind == "run" else []), job.script, *job.words]
+    return [python, *launch, job.script, *job.words]
 
 
 def work(name: str, at: Path, script: str, words: Iterable[str], needs: Iterable[str], about: dict[str, Any],

@@ -9,6 +9,7 @@ SCRIPTS = tuple(f"train_{name}" for name in (*METHODS, "ablation"))
 STEPS = ("scores", "table", "robustness", "forensics", "retention", "figures", "report")
 FIGURES = ("accuracy", "forest", "ablation", "checkpoint", "teacher", "curves", "losses", "locality", "layer", "cka",
            "forensics", "hessian", "dose", "reliability", "confusion", "roc", "retention", "gap")
+GIVEN = {"seed": ("seeds", "seeds"), "output_dir": ("study", "name")}  # of a run -> what says it: study's key, option
 ROLES = ("baseline", "cnn", "ssl")
 
 

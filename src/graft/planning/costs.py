@@ -1,0 +1,261 @@
+"""What one job of a study costs: parameters, FLOPs, the most memory it holds at once, what it leaves on disk."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from graft.config.options import Config
+from graft.config.schema import to_steps
+from graft.config.study.job import Job
+from graft.outputs import LOGITS_AT_ONCE
+from graft.planning import models as made
+from graft.planning import steps
+from graft.planning.data import Data, Lengths
+from graft.planning.measure import Cost, cost, emptied, size_of, state_of, without_data
+from graft.planning.models import Models
+from graft.teachers._topk_files import DTYPES
+from graft.training.batches import plan
+
+DEPTHS = 4, 6  # layers of a deep language model that are gone through
+STATES = {"adamw": 2, "adam": 2}  # of an optimizer, for each weight; of others one for momentum
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one job on one device; `memory` sums to the most that it holds at once, in bytes."""
+
+    parameters: int
+    trained: int
+    steps: int
+    flops_step: float  # mean over the steps; of a job without steps: of one item
+    flops: float  # in all: steps, evaluations, and what is computed once
+    memory: dict[str, int]
+    logits: int  # of the activations: the largest piece of a language model's logits, in bytes
+    cache: int  # bytes of a teacher's outputs on disk
+    checkpoints: int  # bytes of those that are kept
+    half: bool  # whether it computes in bf16
+    notes: tuple[str, ...] = ()
+    cache_of: str = ""  # what an image teacher's kept outputs are of: runs of one share them
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at once, at most."""
+        return sum(self.memory.values())
+
+
+def of_run(cfg: Config, data: Data, jobs: Mapping[str, Job], world: int = 1) -> Costs:
+    """Of a training run on one of `world` processes. Raises UserError, one line, for what is not known."""
+    args = cfg.student.args
+    if not cfg.reads_text:
+        return _of(cfg, data, made.images(cfg, data, jobs), world)
+    if cfg.teacher.args.get("serve") == "copy" and cfg.teacher.args["model"]:  # it need not be as deep
+        return _of(cfg, data, made.text(cfg, data, jobs), world)
+    return _deep(args, jobs, lambda layers: _of(cfg, data, made.text(cfg, data, jobs, layers), world))
+
+
+def _deep(model: Mapping[str, Any], jobs: Mapping[str, Job], of: Callable[[int], Costs]) -> Costs:
+    """The costs of a language model from those of its first layers, each of which costs the same."""
+    depth = made.sizes_of(model["model"], model["revision"], jobs).num_hidden_layers
+    if depth <= DEPTHS[1]:
+        return of(0)
+    few, more = (vars(of(layers)) for layers in DEPTHS)
+
+    def beyond(low: Any, high: Any) -> Any:
+        if isinstance(low, dict):
+            return {key: beyond(low[key], high[key]) for key in low}
+        if isinstance(low, bool | str | tuple):
+            return low
+        return low + (high - low) * (depth - DEPTHS[0]) // (DEPTHS[1] - DEPTHS[0])
+
+    return Costs(**{key: beyond(few[key], more[key]) for key in few})
+
+
+def _of(cfg: Config, data: Data, models: Models, world: int) -> Costs:
+    per_epoch, total = plan(cfg, data.task, world)
+    with without_data():
+        for part in (models.student, models.teacher, models.objective):
+            if part is not None:
+                emptied(part)
+        return _run(cfg, data, models, per_epoch, total, world)
+
+
+def _run(cfg: Config, data: Data, models: Models, per_epoch: int, total: int, world: int) -> Costs:
+    train, trained = cfg.train, _trained(models)
+    micro = train.batch_size // (world * train.accumulate)
+    before = [*state_of(models.student, models.teacher, models.objective)]
+    models.student.train()
+    step, worst = 0.0, 0
+    for weights, count in steps.patterns(models, total, per_epoch).items():
+        for mean in (True, False):
+            _clear(trained, train.accumulate > 1)
+            held = [*before, *(p.grad for p in trained if p.grad is not None)]
+            found = _micro(cfg, data, models, micro, weights, mean, held)
+            step += found.flops * train.accumulate * world * count / total * mean
+            worst = max(worst, found.bytes)
+            if data.lengths is None:
+                break
+    _clear(trained, False)
+    models.student.eval()
+    check = _check(cfg, data, models, before)
+    times = _times(train.eval_every, per_epoch, total)
+    once, cache = _teacher_once(cfg, data, models, before)
+    return _costs(cfg, data, models, trained, {
+        "steps": total, "step": step, "flops": step * total + times * check.flops + once, "worst": worst,
+        "check": check.bytes, "cache": cache, "micro": micro,
+        "saved": _times(train.checkpoint_every, per_epoch, total)})
+
+
+def _costs(cfg: Config, data: Data, models: Models, trained: list[nn.Parameter], got: dict[str, Any]) -> Costs:
+    weights = size_of([*state_of(models.student, models.teacher, models.objective)])
+    gradients, optimizer = size_of(trained), _states(cfg) * size_of(trained)
+    average = size_of(state_of(models.student)) if cfg.train.average != "none" else 0
+    accumulated = gradients if cfg.train.accumulate > 1 else 0  # of the micro-batches before
+    dynamic = max(got["worst"] + accumulated, got["check"], gradients)
+    resident = 0 if data.lengths or not _resident(cfg) else sum(data.sizes.values()) * data.task.channels * (
+        data.task.size**2)
+    memory = {"weights": weights + average, "gradients": min(gradients, dynamic), "optimizer": optimizer,
+              "activations": dynamic - min(gradients, dynamic), "data": resident,
+              "cache": 0 if data.lengths else got["cache"]}
+    own = size_of(trained) if data.lengths else size_of(state_of(models.student))
+    one = own + average + optimizer + (0 if data.lengths else size_of(state_of(models.objective)))
+    kept = min(cfg.train.keep, max(got["saved"], 1)) + (got["saved"] > cfg.train.keep)
+    logits = 0 if not data.lengths else 4 * min(
+        max(LOGITS_AT_ONCE, models.student.head.vocabulary),
+        math.ceil(got["micro"] * data.lengths.answer) * models.student.head.vocabulary)
+    return Costs(sum(p.numel() for p in models.student.parameters()), sum(p.numel() for p in trained), got["steps"],
+                 got["step"], got["flops"], memory, logits, got["cache"], one * kept, cfg.train.precision == "bf16",
+                 (data.note,) if data.note else (), _cache_of(cfg, models) if got["cache"] else "")
+
+
+def _cache_of(cfg: Config, models: Models) -> str:
+    return json.dumps([cfg.teacher.name, cfg.teacher.args, sorted(models.objective.teacher_features)])
+
+
+def _trained(models: Models) -> list[nn.Parameter]:
+    return [p for module in (models.student, models.objective) for p in module.parameters() if p.requires_grad]
+
+
+def _clear(trained: list[nn.Parameter], accumulated: bool) -> None:
+    """No gradients, or those of the micro-batches before."""
+    for p in trained:
+        p.grad = p.detach().clone() if accumulated else None
+
+
+def _states(cfg: Config) -> int:
+    return STATES.get(cfg.optim.name, int(cfg.optim.momentum > 0) + int(cfg.optim.name == "rmsprop"))
+
+
+def _resident(cfg: Config) -> bool:
+    return cfg.task.args.get("resident", cfg.task.name != "imagefolder")
+
+
+def _times(every: str, per_epoch: int, total: int) -> int:
+    """How often something is due, the end of the run included."""
+    interval = to_steps(every, per_epoch, total)
+    return math.ceil(total / interval) if interval else 1
+
+
+def _micro(cfg: Config, data: Data, models: Models, size: int, weights: tuple[float, ...], mean: bool,
+           before: list) -> Cost:
+    lengths = data.lengths
+    if lengths is None:
+        return cost(steps.image_micro(cfg, data, models, size, weights), before)
+    width = lengths.width if mean else lengths.widest
+    context = math.ceil(lengths.context_width) if mean else lengths.longest_context
+    answers = _answers(lengths, size, width)
+    return cost(steps.text_micro(cfg, models, size, width, context, answers, weights), before)
+
+
+def _answers(lengths: Lengths, size: int, width: int) -> int:
+    """Answer tokens of `size` sequences of that width: the longest have the more."""
+    return max(1, round(size * lengths.answer * (width / lengths.width if width > lengths.width else 1)))
+
+
+def _check(cfg: Config, data: Data, models: Models, before: list) -> Cost:
+    """One evaluation: FLOPs of all of it, bytes of its largest batch."""
+    ssl = cfg.method == "ssl_teacher"
+    count, averaged = data.sizes["val"], 1 + (ssl or cfg.train.average != "none")
+    count += data.sizes["train"] if ssl else 0  # the bank of its neighbours
+    if not count:
+        return Cost()
+    size = min(cfg.evaluate.batch_size, count)
+    if data.lengths:
+        lengths = data.lengths
+        mean = steps.language_pass(cfg, models.student, steps.sequences(size, lengths.width,
+                                                                        _answers(lengths, size, lengths.width)))
+        worst = steps.language_pass(cfg, models.student, steps.sequences(size, lengths.widest,
+                                                                         _answers(lengths, size, lengths.widest)))
+        found = Cost(cost(mean, before).flops, cost(worst, before).bytes)
+    else:
+        found = cost(steps.image_pass(cfg, data, models.student, size), before)
+    return Cost(round(found.flops * count / size * averaged), found.bytes)
+
+
+def _teacher_once(cfg: Config, data: Data, models: Models, before: list) -> tuple[float, int]:
+    """FLOPs and bytes of an image teacher's kept outputs; the first run that reads them computes them."""
+    if data.lengths or models.teacher is None or not steps.kept(cfg):
+        return 0.0, 0
+    count, size = data.sizes["train"], min(256, data.sizes["train"])
+    found = cost(steps.image_pass(cfg, data, models.teacher, size, models.objective.teacher_features), before)
+    shapes = steps.rows_kept(models)
+    return found.flops * count / size, 2 * count * sum(math.prod(shape) for shape in shapes.values())
+
+
+def of_cache(cfg: Config, data: Data, jobs: Mapping[str, Job]) -> Costs:
+    """Of scripts/cache_teacher.py: a forward pass over all training items, the largest logits on disk."""
+    args = cfg.teacher.args
+    whole = {"model": args["model"] or cfg.student.args["model"], "revision": args["revision"] or
+             cfg.student.args["revision"], "dtype": args["dtype"] if args["model"] else cfg.student.args["dtype"]}
+    return _deep(whole, jobs, lambda layers: _cache(cfg, data, made.language_model(**whole, jobs=jobs, layers=layers)))
+
+
+def _cache(cfg: Config, data: Data, lm: nn.Module) -> Costs:
+    args, lengths, count = cfg.teacher.args, data.lengths, data.sizes["train"]
+    named = {term.args["position"] for term in cfg.objective if term.name == "topk" and term.used}
+    with without_data():
+        emptied(lm)
+        before = [*state_of(lm)]
+        one = _reads(cfg, lm, lengths, 1, lengths.context, len(named), before)
+        group = max(1, args["batch_tokens"] // max(lengths.longest_context, 1))
+        widest = _reads(cfg, lm, lengths, group, lengths.longest_context, len(named), before)
+    tokens = round(count * lengths.answer)
+    each = len(named) * (args["k"] * (DTYPES[args["cache_dtype"]]().itemsize + 4) + 8)
+    vocabulary, parameters = lm.head.vocabulary, sum(p.numel() for p in lm.parameters())
+    return Costs(parameters, 0, 0, one.flops, one.flops * count,
+                 {"weights": size_of(before), "activations": widest.bytes},
+                 4 * min(max(LOGITS_AT_ONCE, vocabulary), vocabulary * math.ceil(group * lengths.answer)),
+                 tokens * each, 0, args["precision"] == "bf16", (data.note,) if data.note else ())
+
+
+def _reads(cfg: Config, lm: nn.Module, lengths: Lengths, size: int, context: float, positions: int,
+           before: list) -> Cost:
+    tokens = steps.sequences(size, math.ceil(context), max(1, math.ceil(size * lengths.answer)))
+    return cost(steps.language_pass(cfg, lm, tokens, cfg.teacher.args["k"], positions), before)
+
+
+def of_answers(cfg: Config, data: Data, jobs: Mapping[str, Job], shots: list[int], splits: list[str]) -> Costs:
+    """Of scripts/eval_icl.py: every question of `splits` answered after each number of worked examples."""
+    whole = {key: cfg.student.args[key] for key in ("model", "revision", "dtype")}
+    return _deep(whole, jobs, lambda layers: _answering(
+        cfg, data, made.language_model(**whole, jobs=jobs, layers=layers), shots, splits))
+
+
+def _answering(cfg: Config, data: Data, lm: nn.Module, shots: list[int], splits: list[str]) -> Costs:
+    lengths, count = data.lengths, sum(data.sizes[split] for split in splits)
+    flops, worst = 0, 0
+    with without_data():
+        emptied(lm)
+        before = [*state_of(lm)]
+        for number in shots:
+            context = min((number + 1) * lengths.item, cfg.teacher.args.get("max_length", math.inf))
+            flops += _reads(cfg, lm, lengths, 1, context, 1, before).flops
+            wide = replace(lengths, answer=1.0)  # one token at a time
+            worst = max(worst, _reads(cfg, lm, wide, cfg.evaluate.batch_size, context, 1, before).bytes)
+    note = "icl: decoding is bound by memory, so its hours are a lower bound"
+    return Costs(sum(p.numel() for p in lm.parameters()), 0, 0, flops / max(len(shots), 1), flops * count,
+                 {"weights": size_of(before), "activations": worst}, 0, 0, 0, cfg.train.precision == "bf16",
+                 (note, *((data.note,) if data.note else ())))
