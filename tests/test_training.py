@@ -298,7 +298,7 @@ def test_what_the_first_step_would_refuse_a_dry_run_refuses(tmp_path, overrides,
 
 def test_a_dry_run_sees_that_a_file_is_in_the_folders_place(tmp_path):
     (tmp_path / "x").write_text("mine")
-    with pytest.raises(UserError, match="output_dir: .*x: is a file"):
+    with pytest.raises(UserError, match=r"output_dir: .*x: is a file"):
         run_main(replace(tiny(tmp_path / "x"), dry_run=True))
     assert (tmp_path / "x").read_text() == "mine"
 
