@@ -64,7 +64,7 @@ def test_flops_and_memory_are_those_of_a_real_run(tmp_path, where, method, words
     assert plan.peak == pytest.approx(most_held(done), rel=0.25)
     saved = [file.stat().st_size for file in cfg.run_dir.glob("checkpoint-*/*")
              if file.suffix in (".safetensors", ".pt")]
-    assert plan.checkpoints == pytest.approx(sum(saved), rel=0.25)
+    assert plan.checkpoints == pytest.approx(sum(saved), rel=0.25, abs=30_000)  # headers
 
 
 def test_known_models_have_the_parameters_that_are_published():

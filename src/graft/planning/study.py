@@ -9,7 +9,7 @@ from graft.config.options import PARTS, Config
 from graft.config.study.graph import Graph
 from graft.config.study.job import Job
 from graft.errors import UserError
-from graft.planning import costs
+from graft.planning import costs, reading
 from graft.planning.costs import Costs
 from graft.planning.data import Told, data_of
 from graft.reporting import stats
@@ -77,8 +77,8 @@ def _costs(job: Job, graph: Graph, jobs: Mapping[str, Job], told: Told, world: i
     if job.kind == "run":
         return costs.of_run(job.config, data, jobs, world)
     if job.name.startswith("cache-"):
-        return costs.of_cache(job.config, data, jobs)
-    return costs.of_answers(job.config, data, jobs, graph.study.icl.shots, graph.splits)
+        return reading.of_cache(job.config, data, jobs)
+    return reading.of_answers(job.config, data, jobs, graph.study.icl.shots, graph.splits)
 
 
 def _moved(cfg: Config, moved: Mapping[str, str]) -> Config:
