@@ -52,6 +52,18 @@ def pairs(task, split="train") -> dict[str, str]:
     return {item.question: item.answer for item in task.splits[split].items}
 
 
+def test_single_words_are_scrambled_by_letters(task, prompt):
+    words = [Item(i, f"word{i:03}", f"form{i:03}ed", f"form{i:03}ed", "") for i in range(30)]
+    single = small_task(prompt, words, [], val_fraction=0.2)
+    said = one_line(choose, single, "train", 0, Context("random_shots", 4))
+    assert "single words" in said and "random_letters" in said
+    plain, mixed = (choose(single, "train", 0, Context(kind, 4)) for kind in ("fewshot", "random_letters"))
+    assert mixed != plain and mixed == choose(single, "train", 0, Context("random_letters", 4))
+    for shot, other in zip(plain, mixed, strict=True):
+        assert [sorted(text) for text in shot] == [sorted(text) for text in other]
+    assert choose(task, "train", 0, Context("random_shots", 4)) != choose(task, "train", 0, Context("fewshot", 4))
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_worked_examples_are_other_training_items(task, split):
     seen = Counter()
@@ -94,13 +106,13 @@ def test_the_conditions_change_what_they_say_and_nothing_else(task, split):
 
 
 def test_worked_examples_come_from_the_items_group(prompt):
-    items = [Item(i, f"q{i}", f"a{i}", "", "even" if i % 2 == 0 else "odd") for i in range(20)]
+    items = [Item(i, f"q {i}", f"a {i}", "", "even" if i % 2 == 0 else "odd") for i in range(20)]
     task = small_task(prompt, items, [Item(0, "qt", "at", "", "odd"), Item(1, "qu", "au", "", "new")])
     for i, item in enumerate(task.splits["train"].items):
         for context in KINDS:
             for question, answer in choose(task, "train", i, context):
-                assert int(question[1:]) % 2 == int(answer[1:]) % 2 == item.id % 2
-    assert all(int(question[1:]) % 2 for question, _ in choose(task, "test", 0, Context(shots=10)))
+                assert {word.isdigit() and int(word) % 2 for word in f"{question} {answer}".split()} == {False, item.id % 2}
+    assert all(int(question[2:]) % 2 for question, _ in choose(task, "test", 0, Context(shots=10)))
     assert "has 9 other training items in its group 'even'; expected as many: fewer shots, or larger" in one_line(
         choose, task, "train", 0, Context(shots=10))
     assert "has 0 other training items" in one_line(choose, task, "test", 1, Context(shots=1))

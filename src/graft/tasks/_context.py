@@ -17,7 +17,8 @@ from graft.tasks._prompts import Shot, behind
 from graft.tasks._text import Item, Ragged, TextTask
 
 CHOICE = 2  # raise it when the same context comes to mean other examples: caches of teachers hold it
-SHOWN = ("fewshot", "shuffled_answers", "wrong_shots", "random_shots", "other_group", "fixed_shots")
+SHOWN = ("fewshot", "shuffled_answers", "wrong_shots", "random_shots", "random_letters",
+         "other_group", "fixed_shots")
 INSTRUCTED, DOCUMENTED = ("instruction", "instruction_shuffled"), ("document", "other_document")
 KINDS = ("zeroshot", *SHOWN, *INSTRUCTED, *DOCUMENTED)
 
@@ -29,7 +30,8 @@ class Context:
     fewshot: `shots` training items of the item's group, none of which asks what it asks. zeroshot: none.
     shuffled_answers: the same examples, each with the answer of another of them that says something else (where more
     than half say the same, of an item outside the context). wrong_shots: the same questions, each with an answer of an
-    item outside the context that says something else. random_shots: the words of the same examples in random order.
+    item outside the context that says something else. random_shots: the words of the same examples in random order,
+    random_letters: their letters, for examples of one word.
     other_group: as many examples of one other group (`_other_texts.of_another_group`). fixed_shots: the same examples
     for all items of a group; where one is the item itself, another takes its place.
     instruction: a text as the system's turn, in plain layout the first lines, and no examples; instruction_shuffled:
@@ -96,7 +98,12 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
     if context.kind == "wrong_shots":
         shots = [(example.question, outside(_says(example))) for example in examples]
     if context.kind == "random_shots":
-        shots = [(_scramble(question, draw), _scramble(answer, draw)) for question, answer in shots]
+        if not any(" " in text for shot in shots for text in shot):
+            raise UserError(f"teacher.context: random_shots: the examples of item {item.id} of {task.name} are single "
+                            "words, which have no other order; expected texts of several, or random_letters")
+        shots = [tuple(_scramble(text, " ", draw) for text in shot) for shot in shots]
+    if context.kind == "random_letters":
+        shots = [tuple(_scramble(text, "", draw) for text in shot) for shot in shots]
     return shots
 
 
@@ -160,9 +167,10 @@ class _Outside:
         return self.items[self.draw.choice(found)].answer
 
 
-def _scramble(text: str, draw: random.Random) -> str:
-    words = text.split(" ")
-    return " ".join(draw.sample(words, len(words)))
+def _scramble(text: str, between: str, draw: random.Random) -> str:
+    """The parts of a text in random order: its words, or with "" its letters."""
+    parts = text.split(between) if between else list(text)
+    return between.join(draw.sample(parts, len(parts)))
 
 
 def read(task: TextTask, split: str, i: int, context: Context) -> tuple[list[Shot], str, str]:

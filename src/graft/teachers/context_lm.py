@@ -25,8 +25,9 @@ SETTINGS = ("context", "shots", "fewshot_seed", "max_length", "instruction")  # 
 
 
 def build(task: TextTask, student: CausalLM, *,
-          context: Annotated[str, "fewshot | zeroshot | shuffled_answers | wrong_shots | random_shots | other_group | "
-                             "fixed_shots | instruction | instruction_shuffled | document | other_document",
+          context: Annotated[str, "fewshot | zeroshot | shuffled_answers | wrong_shots | random_shots | "
+                             "random_letters | other_group | fixed_shots | instruction | instruction_shuffled | "
+                             "document | other_document",
                              "what the teacher reads before the question (see tasks/_context.py)"] = "fewshot",
           shots: Annotated[int, ">= 0", "worked examples"] = 8,
           fewshot_seed: Annotated[int, ">= 0", "which ones; independent of the training seed"] = 42,
