@@ -21,6 +21,8 @@ def test_it_runs_and_compares_equal_losses():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["loss_difference"] < 1e-5 and found["gradient_difference"] < 1e-4
     assert found["cache_bytes_per_token"] == 16 * (2 + 4) + 8  # fp16 and int32 for each logit; two fp32 for all of them
+    assert found["hidden_bytes_per_token"] == 2 * 32 and found["loop_loss_difference"] < 1e-4
     for name in ("online_speedup", "cached_speedup", "online_speedup_predicting", "cached_speedup_predicting",
-                 "memory_ratio", "cached_memory_ratio", "step_memory_ratio"):
+                 "hidden_cost", "on_policy_cost", "loop_efficiency", "memory_ratio", "cached_memory_ratio",
+                 "step_memory_ratio"):
         assert found[name] > 0, name

@@ -26,6 +26,14 @@ The last line is one JSON object:
     cached_memory_ratio   cached / original, likewise
     step_memory_ratio     online / original of what the step adds to what is there before it
     cache_bytes_per_token bytes on disk for one answer token at one of the two positions
+    hidden_cost           time of a step, cached hidden states and all logits of them / cached_kl, the 256 largest
+                          logits from disk; kl in both, `position: predicting`
+    hidden_bytes_per_token as cache_bytes_per_token, of hidden states
+    on_policy_cost        likewise, the student answering the step's questions first (as many tokens as an answer has on
+                          average, by a model that never ends by itself: the worst case) / cached_kl
+    loop_efficiency       time of a step on labels alone, bare transformers + peft / the real loop of train_baseline
+                          (`Run`, with its log, without the first step and the last, which saves) on the same batches
+    loop_loss_difference  the same step's loss there and here, relative; the script fails above 1e-4 (bf16: 3e-2)
     seconds, megabytes    what the ratios were made of: medians over the repetitions, peaks
 
 Time: in every repetition each design takes one step on the same items; a speedup is the median of the repetitions'
@@ -42,6 +50,7 @@ sixth of the weights of its embedding, those of Qwen3-1.7B 4.5 times as many.
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import json
 import math
 import multiprocessing
@@ -66,16 +75,19 @@ from transformers.utils import logging
 from graft import config
 from graft.config import parts
 from graft.config.options import Config
+from graft.runtime.place import Place
 from graft.students._language import DTYPES
 from graft.students._tiny_lm import make
 from graft.students.causal_lm import CausalLM
 from graft.tasks import _prompts
 from graft.tasks._context import Context, encode
 from graft.tasks._text import Item, Ragged, TextTask, text_task
-from graft.teachers import _topk_cache, context_lm
+from graft.teachers import _targets, _topk_cache, context_lm
 from graft.training.learner import Learner
 from graft.training.objective import Objective
 from graft.training.optim import build_optimizer
+from graft.training.rollouts import Rollouts
+from graft.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "configs/base/gsm8k_qwen1b7.yaml", ROOT / "configs/distill/fewshot.yaml"]
@@ -83,8 +95,12 @@ QUESTION, ANSWER = (65, 0.38), (144, 0.49)  # tokens without the template: mean,
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 INIT_STD = 0.1  # logits of a size at which the mse counts beside ce
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
-DESIGNS = {"original": (), "online": ("adapter", "published"), "cached": ("cache", "published"),
-           "online_predicting": ("adapter", "predicting"), "cached_predicting": ("cache", "predicting")}
+AT = {name: f"objective={{topk: {{position: {name}}}}}" for name in ("published", "predicting")}
+DESIGNS = {"original": (), "online": ("adapter", AT["published"]), "cached": ("cache", AT["published"]),
+           "online_predicting": ("adapter", AT["predicting"]), "cached_predicting": ("cache", AT["predicting"])}
+KL = ("objective={topk: {form: kl, position: predicting}}",)
+ARMS = {"cached_kl": ("cache", *KL), "hidden": ("cache", *KL, "teacher.keep=hidden"),
+        "on_policy": ("adapter", *KL, "teacher.targets=student", "objective={ce: {weight: 0.0}}")}
 Options = argparse.Namespace
 
 
@@ -106,13 +122,27 @@ def make_task(options: Options, model: Path) -> TextTask:
                      subset=0, max_length=4096, extract=lambda text: ("", ""))
 
 
-def configure(options: Options, folder: Path, serve: str, position: str) -> Config:
-    """The study's own configuration with this model."""
-    return config.load(FILES, [
+def configure(options: Options, folder: Path, serve: str, *more: str) -> Config:
+    """The study's own configuration with this model; `more` are further words."""
+    kept = "hidden" if "teacher.keep=hidden" in more else "cache"
+    answer = max(1, round(options.length * ANSWER[0]))
+    return config.load([*FILES, *_files(folder, more)], [
         f"student.model={folder / 'model'}", "student.revision=''", f"student.dtype={options.dtype}",
-        f"train.precision={options.dtype}", f"objective={{topk: {{position: {position}}}}}", f"teacher.serve={serve}",
-        f"teacher.path={folder / 'cache'}", f"teacher.k={options.k}", f"teacher.shots={options.shots}"],
+        f"train.precision={options.dtype}", f"teacher.serve={serve}", f"teacher.path={folder / kept}",
+        f"teacher.k={options.k}", f"teacher.shots={options.shots}", f"evaluate.max_new_tokens={answer}"],
         output_dir=str(folder / "run"))
+
+
+def _files(folder: Path, words: tuple[str, ...]) -> list[Path]:
+    """`key=value` words as deltas, a file each: a command line takes a key once, and mappings there replace."""
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        path = folder / f"{hashlib.sha256(word.encode()).hexdigest()[:8]}.yaml"
+        section, _, name = key.partition(".")
+        path.write_text(f"{section}: {{{name}: {value}}}\n" if name else f"{key}: {value}\n")
+        found.append(path)
+    return found
 
 
 def settings(cfg: Config, task: TextTask) -> Context:
@@ -141,7 +171,10 @@ class Ours:
     """The modules of a real run, without its log, evaluation and checkpoints."""
 
     def __init__(self, options: Options, cfg: Config, task: TextTask, student: CausalLM):
+        task, device = _targets.task_for(cfg, task), torch.device(options.device)
         self.options, self.clip, self.split = options, cfg.optim.clip, task.splits["train"].to(options.device)
+        own = cfg.teacher.args["targets"] == "student"
+        self.rollouts = Rollouts(cfg, task, student, Place(device), lambda: autocast(options)) if own else None
         self.teacher = parts.build("teachers", cfg.teacher, task, student).to(options.device)
         self.objective = Objective(cfg.objective, student, self.teacher, seed=0)
         self.learner = Learner(student, self.objective, lambda: autocast(options))
@@ -160,6 +193,10 @@ class Ours:
 
     def step(self, index: Tensor) -> None:
         """One optimizer step on a global batch."""
+        if self.rollouts:
+            self.rollouts.answer(index, 0, int(index[0]))
+            said = dict(zip(self.rollouts.items, self.rollouts.answers))
+            self.split.answer([said.get(item, ()) for item in range(len(self.split))])
         dealt = self.split.arrange(index, 1, self.options.accumulate)
         for micro in dealt.split(self.options.micro):
             self.backward(micro, self.split.positions(index))
@@ -169,12 +206,14 @@ class Ours:
 class Original:
     """The published design: two models, all logits, sequences padded in the order in which they were drawn."""
 
-    def __init__(self, options: Options, cfg: Config, task: TextTask):
+    def __init__(self, options: Options, cfg: Config, task: TextTask, alone: bool = False):
         train, args = task.splits["train"], cfg.student.args
-        self.options, self.k, self.clip = options, cfg.teacher.args["k"], cfg.optim.clip
+        self.options, self.clip = options, cfg.optim.clip
         self.answers, self.questions = train.answers, train.prompts
-        self.with_shots, _ = encode(task, "train", range(len(train)), settings(cfg, task))
-        self.teacher = self._load(args["model"]).eval().requires_grad_(False)
+        if not alone:
+            self.k = cfg.teacher.args["k"]
+            self.with_shots, _ = encode(task, "train", range(len(train)), settings(cfg, task))
+            self.teacher = self._load(args["model"]).eval().requires_grad_(False)
         adapters = LoraConfig(task_type="CAUSAL_LM", r=args["rank"], lora_alpha=args["alpha"],
                               lora_dropout=args["dropout"], target_modules=list(args["targets"]))
         self.student = get_peft_model(self._load(args["model"]), adapters).train()
@@ -205,6 +244,14 @@ class Original:
         loss.backward()
         return float(loss.detach())
 
+    def labelled(self, index: Tensor, share: float) -> float:
+        """Loss and gradients of one micro-batch on labels, as anybody writes it with transformers and peft."""
+        bare, labels = self.padded(self.questions, index.tolist())
+        with autocast(self.options):
+            loss = self.student(**bare, labels=labels, use_cache=False).loss * share
+        loss.backward()
+        return float(loss.detach())
+
     def step(self, index: Tensor) -> None:
         """One optimizer step on a global batch."""
         for micro in index.split(self.options.micro):
@@ -223,8 +270,8 @@ def build(name: str, options: Options, folder: Path, task: TextTask,
           student: CausalLM | None = None) -> Ours | Original:
     """A design ready for its first step."""
     if name == "original":
-        return Original(options, configure(options, folder, "copy", "published"), task)
-    cfg = configure(options, folder, *DESIGNS[name])
+        return Original(options, configure(options, folder, "copy", AT["published"]), task)
+    cfg = configure(options, folder, *{**DESIGNS, **ARMS}[name])
     return Ours(options, cfg, task, student or build_student(options, cfg, task))
 
 
@@ -239,16 +286,20 @@ def apart(function: Callable, *given: Any) -> Any:
     return found
 
 
-def make_cache(options: Options, folder: Path) -> float:
-    """Write the teacher's logits at both positions; returns bytes for one answer token at one of them."""
+def make_cache(options: Options, folder: Path, keep: str = "topk") -> float:
+    """Write the teacher's logits at both positions, or its hidden states; returns bytes for one answer token at one of
+    them."""
     prepare()
-    task, positions = make_task(options, folder / "model"), ["rows", "next"]
-    cfg, online = configure(options, folder, "cache", "published"), build("online", options, folder, task)
+    task, positions = make_task(options, folder / "model"), ["rows", "next"] if keep == "topk" else ["rows"]
+    cfg, more = configure(options, folder, "cache", *KL), () if keep == "topk" else ("teacher.keep=hidden",)
+    online = Ours(options, configure(options, folder, "adapter", *KL, *more), task,
+                  build_student(options, cfg, task))
     wanted = _topk_cache.about(task, settings(cfg, task), online.student.base, options.dtype,
-                               cfg.teacher.args["cache_dtype"])
-    _topk_cache.build(folder / "cache", wanted, options.k, positions, online.teacher, task,
+                               cfg.teacher.args["cache_dtype"], keep)
+    at = folder / ("cache" if keep == "topk" else "hidden")
+    _topk_cache.build(at, wanted, online.teacher.columns, positions, online.teacher, task,
                       device=torch.device(options.device), autocast=lambda: autocast(options))
-    return _topk_cache.read_manifest(folder / "cache")["bytes_per_token"] / len(positions)
+    return _topk_cache.read_manifest(at)["bytes_per_token"] / len(positions)
 
 
 def same_loss(original: Original, online: Ours, index: Tensor, tolerance: float) -> dict[str, float]:
@@ -329,18 +380,72 @@ def bench_time(options: Options, folder: Path, task: TextTask) -> dict[str, Any]
     original, online = (build(name, options, folder, task) for name in ("original", "online"))
     found: dict[str, Any] = same_loss(original, online, windows[0, :options.micro], TOLERANCE[options.dtype])
     designs = {"original": original, "online": online}
-    designs |= {name: build(name, options, folder, task, online.student) for name in DESIGNS if name not in designs}
+    designs |= {name: build(name, options, folder, task, online.student) for name in (*DESIGNS, *ARMS)
+                if name not in designs}
     times: dict[str, list[float]] = {name: [] for name in designs}
     for rep, index in enumerate(windows):
         for name, design in designs.items():
             times[name].append(seconds(options, design, index))
         print(f"repetition {rep + 1}: " + " ".join(f"{name}={took[-1]:.2f}s" for name, took in times.items()),
               flush=True)
-    for name in list(designs)[1:]:
+    for name in ("hidden", "on_policy"):
+        ratios = [theirs / ours for theirs, ours in zip(times[name], times["cached_kl"])]
+        found |= {f"{name}_cost": statistics.median(ratios),
+                  f"{name}_cost_range": [round(min(ratios), 3), round(max(ratios), 3)]}
+    for name in list(DESIGNS)[1:]:
         ratios = [theirs / ours for theirs, ours in zip(times["original"], times[name])]
         key = f"{name}_speedup".replace("_predicting_speedup", "_speedup_predicting")
         found |= {key: statistics.median(ratios), f"{key}_range": [round(min(ratios), 3), round(max(ratios), 3)]}
     return {**found, "seconds": {name: round(statistics.median(took), 3) for name, took in times.items()}}
+
+
+def bench_loop(options: Options, folder: Path, task: TextTask) -> dict[str, Any]:
+    """The real loop on labels, and after each of its micro-batches the same one without it."""
+    batch_size = options.micro * options.accumulate
+    cfg = config.load([FILES[0]], [
+        f"student.model={folder / 'model'}", "student.revision=''", f"student.dtype={options.dtype}",
+        "student.dropout=0", f"train.precision={options.dtype}", f"train.batch_size={batch_size}",
+        f"train.accumulate={options.accumulate}", f"train.duration={options.reps + 2}st", "train.eval_every=0",
+        "train.checkpoint_every=0", "train.tensorboard=false", "optim.warmup=1st",
+        "task.val_fraction=0", "evaluate.max_new_tokens=1"], output_dir=str(folder / "loop"))
+    clock = time.perf_counter if options.device == "cuda" else time.process_time
+    sync = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    took: dict[str, list[float]] = {"loop": [0.0], "bare": [0.0]}
+    losses: dict[str, list[float]] = {"loop": [0.0], "bare": [0.0]}
+    with Run(cfg) as run:
+        student = build_student(options, cfg, task)
+        objective = Objective(cfg.objective, student, None, seed=0)
+        run.start(task, student, objective)
+        bare = Original(options, cfg, task, alone=True)
+        set_peft_model_state_dict(bare.student, {name: value.clone() for name, value in student.state_dict().items()})
+        loop, micros, begun = run.loop(), 0, clock()
+        while (batch := next(loop, None)) is not None:
+            loss, values = run.learner(batch.inputs, objective.student_features, None, batch.labels, None,
+                                       objective.weights(batch.step, run.total_steps, run.steps_per_epoch),
+                                       window=batch.window, micro_share=batch.micro_share)
+            micros += 1
+            last = micros % options.accumulate == 0
+            run.step(loss, values)
+            sync()
+            middle = clock()
+            theirs = bare.labelled(batch.index, len(batch.labels) / batch.window)
+            if last:
+                update(bare.student, bare.optimizer, bare.clip)
+            sync()
+            for name, seconds_, value in (("loop", middle - begun, float(loss.detach())),
+                                          ("bare", clock() - middle, theirs)):
+                took[name][-1] += seconds_
+                losses[name][-1] += value
+                if last:
+                    took[name].append(0.0)
+                    losses[name].append(0.0)
+            begun = clock()
+        run.finish()
+    far = abs(losses["loop"][0] - losses["bare"][0]) / losses["bare"][0]
+    assert far < TOLERANCE[options.dtype], f"not the same loss: {losses}"
+    ratios = [theirs / ours for theirs, ours in zip(took["bare"][1:-2], took["loop"][1:-2])]
+    return {"loop_efficiency": statistics.median(ratios), "loop_loss_difference": far,
+            "loop_efficiency_range": [round(min(ratios), 3), round(max(ratios), 3)]}
 
 
 def prepare() -> None:
@@ -372,9 +477,11 @@ def main() -> None:
         make(folder / "model", init_std=INIT_STD, **{name: getattr(options, name) for name in (
             "hidden", "layers", "heads", "kv_heads", "ff", "vocabulary")})
         task = make_task(options, folder / "model")
-        found = {"cache_bytes_per_token": apart(make_cache, options, folder), **bench_memory(options, folder)}
+        found = {"cache_bytes_per_token": apart(make_cache, options, folder),
+                 "hidden_bytes_per_token": apart(make_cache, options, folder, "hidden"),
+                 **bench_memory(options, folder)}
         print(f"peak MB {found['megabytes']}", flush=True)
-        found = {**bench_time(options, folder, task), **found}
+        found = {**bench_time(options, folder, task), **bench_loop(options, folder, task), **found}
     train = task.splits["train"]
     sizes = {"answer_tokens": train.answers.lengths, "student_tokens": train.lengths}
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in found.items()}

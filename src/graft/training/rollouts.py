@@ -48,16 +48,17 @@ class Rollouts:
         """Answer the items of these steps of an epoch, unless a checkpoint had their answers."""
         if self.round != (epoch, steps.start // self.every * self.every):
             assert steps.start % self.every == 0, "a checkpoint holds the answers of the steps that are to come"
-            self._answer(epoch, steps)
+            train = self.config.train
+            items = order(self.split, self.config.seed, epoch)
+            self.answer(items[steps.start * train.batch_size:steps.stop * train.batch_size], epoch, steps.start)
         known = dict(zip(self.items, self.answers))
         self.split.answer([known.get(item, ()) for item in range(len(self.split))])
 
-    def _answer(self, epoch: int, steps: range) -> None:
-        train = self.config.train
-        items = order(self.split, self.config.seed, epoch)[steps.start * train.batch_size:steps.stop * train.batch_size]
+    def answer(self, items: Tensor, epoch: int, step: int) -> None:
+        """Let the student answer these items, which are those of an epoch's steps from `step` on."""
         by_length = items[torch.argsort(self.split.prompts.lengths[items], descending=True, stable=True)]
         own = by_length[self.place.rank::self.place.world]
-        base = keyed.key(self.config.seed, "answers", epoch, steps.start)
+        base = keyed.key(self.config.seed, "answers", epoch, step)
         draws = keyed.uniform(base, own.numpy(), self.stop.max_new_tokens) if self.temperature else None
         made, size = {}, self.config.evaluate.batch_size
         self.student.eval()
@@ -72,7 +73,7 @@ class Rollouts:
         for share in gather_object([made]) if self.place.world > 1 else [made]:
             made = {**made, **share}
         self.items = items.tolist()
-        self.answers, self.round = [made[i] for i in self.items], (epoch, steps.start)
+        self.answers, self.round = [made[i] for i in self.items], (epoch, step)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The answers that were made last, and for which steps."""
