@@ -19,7 +19,7 @@ STEM = 64  # channels of timm's stem, and the first stage's as published
 def build(task: Task, *,
           arch: Annotated[str, "resnet18 | convnextv2_tiny | adaptive_cnn | small", "architecture"] = "resnet18",
           width: Annotated[int, ">= 1", "resnet18: channels of the first stage; the others have 2, 4 and 8 times as "
-                                        "many"] = 64,
+                                        "many", "", "2026-11"] = 64,
           variant: Annotated[str, "mnist | cifar", "adaptive_cnn: which one"] = "cifar",
           drop_path: Annotated[float, "[0, 1)", "convnextv2_tiny: stochastic depth"] = 0.0,
           pretrained: Annotated[bool, "", "convnextv2_tiny: ImageNet weights from the hub; the stem stays new"] = False,
