@@ -1,5 +1,6 @@
 """What GPUs, several processes and large data change, as far as a CPU can show it."""
 
+import shutil
 import sys
 from datetime import timedelta
 
@@ -18,8 +19,11 @@ from graft.losses._dino import DinoHead
 from graft.losses._tokens import fp32
 from graft.runtime.place import accelerator
 from graft.tasks._task import ResidentSplit, StreamedSplit
+from graft.training import learner
 from graft.training.batches import micro_batches
-from graft.training.learner import synchronised
+from graft.training.learner import channels_last, synchronised
+from graft.training.run import Run
+from small import assert_same_training, run_main, tiny, weights
 from small_lm import batch, disturb, student, task
 
 
@@ -40,6 +44,49 @@ def test_batchnorm_over_processes_keeps_the_activations_fused_into_it(arch):
     assert sorted(type(layer).__name__ for layer in model.modules()) == sorted(names.get(kind, kind) for kind in kinds)
     assert any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules())
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("arch, kind, wanted, expected", [
+    ("resnet10t", "cuda", "auto", True), ("resnet10t", "cpu", "auto", False), ("resnet10t", "cuda", "contiguous", False),
+    ("resnet10t", "cpu", "channels_last", True), ("vit_tiny_patch16_224", "cuda", "auto", False)])
+def test_convolutions_on_a_gpu_keep_channels_together(arch, kind, wanted, expected):
+    with torch.device("meta"):
+        model = timm.create_model(arch)
+    assert channels_last(model, torch.device(kind), wanted) == expected
+
+
+def test_a_run_in_channels_last_is_resumed_bit_by_bit(tmp_path, monkeypatch):
+    """A fused optimizer would apply a contiguous state, saved by a CPU say, to weights in another order."""
+    strides, real = [], Run.placed
+
+    def placed(run, module):
+        module = real(run, module)
+        strides.append([p.is_contiguous() for p in module.parameters() if p.ndim == 4])
+        return module
+
+    monkeypatch.setattr(Run, "placed", placed)
+    student = "student={name: cnn, arch: small}"
+    run_main(tiny(tmp_path / "teacher", student, "train.duration=2st"))
+    options = [student, f"teacher={{name: run, path: {tmp_path}/teacher/seed0}}", "train.average=ema",
+               "objective=[{name: ce}, {name: kd, weight: 0.5}]", "train.duration=4st", "train.checkpoint_every=2st"]
+    plain = run_main(tiny(tmp_path / "plain", *options, method="distill"))
+    assert len(strides) == 3 and all(map(all, strides))
+    strides.clear()
+    options += ["train.memory_format=channels_last"]
+    logged = run_main(tiny(tmp_path / "x", *options, method="distill"))
+    assert len(strides) == 2 and not any(map(all, strides)), "teacher and student"
+    assert [row["train/loss"] for row in logged if "lr" in row] == pytest.approx(
+        [row["train/loss"] for row in plain if "lr" in row], rel=1e-4)
+
+    def resumed(name, *options):
+        shutil.copytree(tmp_path / name, tmp_path / f"{name}-again")
+        shutil.rmtree(tmp_path / f"{name}-again/seed0/checkpoint-4")
+        run_main(tiny(tmp_path / f"{name}-again", *options, method="distill"))
+        return tmp_path / f"{name}-again/seed0"
+
+    assert weights(resumed("x", *options)) == weights(tmp_path / "x/seed0")
+    monkeypatch.setattr(learner, "channels_last", lambda *_: True)  # what a GPU would say
+    assert_same_training(resumed("plain", *options[:-1]), tmp_path / "plain/seed0")
 
 
 def test_no_loss_computes_in_tf32():

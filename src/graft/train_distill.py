@@ -41,7 +41,7 @@ def main(cfg: Config) -> None:
         student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
         teacher = None
         if needs_teacher(cfg.objective):
-            teacher = parts.build("teachers", cfg.teacher, task, student).to(run.device)
+            teacher = run.placed(parts.build("teachers", cfg.teacher, task, student))
         objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())

@@ -33,7 +33,7 @@ def main(cfg: Config) -> None:
     with Run(cfg) as run:
         task = parts.build("tasks", cfg.task)
         student = run.seeded("student", lambda: parts.build("students", cfg.student, task))
-        teacher = parts.build("teachers", cfg.teacher, task).to(run.device) if needs_teacher(cfg.objective) else None
+        teacher = run.placed(parts.build("teachers", cfg.teacher, task)) if needs_teacher(cfg.objective) else None
         objective = Objective(cfg.objective, student, teacher, seed=cfg.seed)
         augment = Augment(cfg.augment, cfg.seed)
         run.print(objective.formula())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from graft.outputs import Tokens
@@ -42,3 +43,20 @@ def synchronised(student: nn.Module) -> nn.Module:
     """
     from timm.layers import convert_sync_batchnorm  # language models do without timm
     return convert_sync_batchnorm(student)
+
+
+def placed(module: nn.Module, device: torch.device, memory_format: str) -> nn.Module:
+    """The module on the device, the weights of its convolutions in `train.memory_format`."""
+    module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if channels_last(module, device, memory_format) else module
+
+
+def channels_last(module: nn.Module, device: torch.device, memory_format: str) -> bool:
+    """Whether convolutions keep the channels of a pixel together, as tensor cores want them.
+
+    One with such a weight returns such a map whatever it is given, so images need nothing. auto leaves alone what has
+    one convolution at most: it makes a transformer's patches, and its map is a list of tokens at once.
+    """
+    if memory_format != "auto":
+        return memory_format == "channels_last"
+    return device.type == "cuda" and sum(isinstance(layer, nn.Conv2d) for layer in module.modules()) > 1

@@ -30,7 +30,7 @@ from graft.runtime.signals import StopSignal
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
 from graft.training.batches import micro_batches, plan, room_for_answers, try_out
-from graft.training.learner import Learner, synchronised
+from graft.training.learner import Learner, placed, synchronised
 from graft.training.optim import Average, build_optimizer, lr_at
 from graft.training.progress import Progress
 from graft.training.record import Record
@@ -114,6 +114,10 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16",
                               cache_enabled=not self.place.sharded)
 
+    def placed(self, module: nn.Module) -> nn.Module:
+        """A student or teacher on this run's device, in its memory format."""
+        return placed(module, self.device, self.train.memory_format)
+
     # ---------------------------------------------------------------------------------------- start
 
     def start(self, task: Task | TextTask, student: nn.Module, objective: nn.Module, *,
@@ -139,7 +143,7 @@ class Run:
         else:
             try_out(config, task, student, self.micro_size)
         if not self.place.sharded:
-            student, objective = student.to(self.device), objective.to(self.device)
+            student, objective = self.placed(student), objective.to(self.device)
         self.module, self.objective_module = student, objective
         self.ema, self.rollouts = getattr(teacher, "ema", None), None
         if config.teacher.args.get("targets") == "student":
@@ -148,7 +152,7 @@ class Run:
         self.average = None
         if average is None and train.average != "none":
             self.average = Average(self.module, train, self.steps_per_epoch, self.total_steps)
-        self.averaged_module = self.average.model if self.average else average and average.to(self.device)
+        self.averaged_module = self.average.model if self.average else average and self.placed(average)
         compiled = self.module if train.compile == "none" else torch.compile(self.module, mode=train.compile)
         learner = Learner(compiled, self.objective_module, self.autocast)
         self.learner = shard(learner, self.device) if self.place.sharded else self.accelerator.prepare_model(learner)

@@ -97,19 +97,25 @@ def gathered(state: Any, keep: bool) -> Any:
 
 
 def parted(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors by name, in parts where those in `like` are and have their shape."""
+    """Whole tensors by name as those in `like` of their shape lie in memory: in parts, or in the same order."""
     return {name: _part(value, like.get(name)) for name, value in state.items()}
 
 
 def parted_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's saved state with what belongs to a weight in parts as that weight is."""
+    """An optimizer's saved state, what belongs to a weight as that weight is.
+
+    Fused kernels go through weight, gradient and state in the order of memory without a look at their strides.
+    """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return {**state, "state": {index: parted(values, dict.fromkeys(values, params[index]))
                                for index, values in state["state"].items()}}
 
 
 def _part(value: Tensor, like: Tensor | None) -> Tensor:
-    if not isinstance(like, DTensor) or value.shape != like.shape:  # a step count, say
+    if like is None or value.shape != like.shape:  # a step count, say
         return value
+    if not isinstance(like, DTensor):  # it may have been saved on another device, in another memory format
+        return value if value.stride() == like.stride() else torch.empty_like(
+            like, dtype=value.dtype, device=value.device).copy_(value)
     # Every process has read the whole; a copy of its part lets go of the rest.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
