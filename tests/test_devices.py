@@ -47,8 +47,9 @@ def test_batchnorm_over_processes_keeps_the_activations_fused_into_it(arch):
 
 
 @pytest.mark.parametrize("arch, kind, wanted, expected", [
-    ("resnet10t", "cuda", "auto", True), ("resnet10t", "cpu", "auto", False), ("resnet10t", "cuda", "contiguous", False),
-    ("resnet10t", "cpu", "channels_last", True), ("vit_tiny_patch16_224", "cuda", "auto", False)])
+    ("resnet10t", "cuda", "auto", True), ("resnet10t", "cpu", "auto", False),
+    ("resnet10t", "cuda", "contiguous", False), ("resnet10t", "cpu", "channels_last", True),
+    ("vit_tiny_patch16_224", "cuda", "auto", False)])
 def test_convolutions_on_a_gpu_keep_channels_together(arch, kind, wanted, expected):
     with torch.device("meta"):
         model = timm.create_model(arch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import shutil
 import subprocess
 import sys
@@ -31,27 +32,27 @@ from graft.training.objective import Objective
 from graft.training.optim import build_optimizer
 from graft.training.update import Stop, Update
 from small import BASE, ROOT, environment, weights
-from small_lm import CPU, KEYS, base_config, batch, last_wins, lm, student, task, tiny
+from small_lm import CPU, KEYS, base_config, batch, disturb, last_wins, lm, student, task, tiny
 
 LAUNCHER = sharding.REQUIRED | {"ACCELERATE_USE_FSDP": "true"}
 # 7 validation items in batches of 3: one process has two batches, the other one.
 COMMON = ["method=distill", "task.val_fraction=0.12", "evaluate.batch_size=3", "train.eval_every=2st", "train.keep=5",
           "objective=[{name: ce}, {name: topk, weight: 0.5, form: kl}]", "train.checkpoint_every=2st"]
-VARIANTS = {"lora": ["student.dtype=bf16", "student.checkpointing=true", "student.dropout=0.1"],
+VARIANTS = {"lora": ["student.dtype=bf16", "student.checkpointing=true", "student.dropout=0.1",
+                     "train.precision=bf16"],
             "full": ["student.lora=false", "optim.lr=1e-3", "train.accumulate=2"]}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    """The teacher of both variants: logits computed in fp32."""
-    about, folder = task(val_fraction=0.12), tmp_path_factory.mktemp("cache")
+def teacher(folder: Path, precision: str) -> str:
+    """Logits computed in fp32, for runs of that precision."""
+    about = task(val_fraction=0.12)
     own = context_lm.frozen_lm(about, lm(), "", "fp32")
     context = Context("fewshot", 2)
-    teacher = context_lm.ContextLM(about, context, own, 16, 4000)
-    wanted = _topk_cache.about(about, context, own.base, "fp32", "fp32")
-    _topk_cache.build(folder, wanted, 16, ["rows"], teacher, about, device=CPU, autocast=contextlib.nullcontext)
+    model = context_lm.ContextLM(about, context, own, 16, 4000)
+    wanted = _topk_cache.about(about, context, own.base, precision, "fp32")
+    _topk_cache.build(folder, wanted, 16, ["rows"], model, about, device=CPU, autocast=contextlib.nullcontext)
     return (f"teacher={{name: context_lm, shots: 2, k: 16, serve: cache, path: {folder}, cache_dtype: fp32, "
-            f"model: {lm()}}}")
+            f"precision: {precision}, model: {lm()}}}")
 
 
 def launch(launcher: str, output_dir: Path, *overrides: str, at_once: int = 0) -> subprocess.CompletedProcess:
@@ -70,9 +71,10 @@ def launch(launcher: str, output_dir: Path, *overrides: str, at_once: int = 0) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant, tolerance", [("lora", 2e-3), ("full", 1e-5)])
-def test_sharded_training_is_that_of_ddp(tmp_path, cache, variant, tolerance):
+def test_sharded_training_is_that_of_ddp(tmp_path, variant, tolerance):
     """The sharded run makes its logits in pieces and computes each again in the backward pass, outside the decoder."""
-    overrides = [*VARIANTS[variant], cache]
+    precision = "bf16" if "train.precision=bf16" in VARIANTS[variant] else "fp32"
+    overrides = [*VARIANTS[variant], teacher(tmp_path / "cache", precision)]
     whole = launch("cpu2", tmp_path / "ddp", *overrides)
     assert whole.returncode == 0, whole.stderr
     parts = launch("fsdp_cpu2", tmp_path / "fsdp", *overrides, at_once=2000)
@@ -141,7 +143,7 @@ def test_a_sharded_update_that_is_not_finite_is_not_applied(tmp_path, alone, lor
     cfg = tiny(tmp_path, f"student.lora={lora}", "optim.weight_decay=0.1")
     model = student(about, lora=lora)
     terms = Objective((Term("ce", {"smoothing": 0.0, "smooth_soft": True}),), model, None, seed=0)
-    learner = sharding.shard(Learner(model, terms, contextlib.nullcontext), CPU)
+    learner = sharding.shard(Learner(model, terms, contextlib.nullcontext), CPU, half=False)
     update = Update(cfg, build_optimizer([learner], cfg.optim), Place(CPU))
     assert update.params and all(isinstance(p, DTensor) for p in update.params)
     tokens, targets = batch(about, 1, 2)
@@ -177,6 +179,41 @@ def test_a_sharded_update_that_is_not_finite_is_not_applied(tmp_path, alone, lor
     model.load_state_dict(parts)
     update.optimizer.load_state_dict(sharding.parted_optimizer(moved["optimizer"], update.optimizer))
     assert same(state(), moved)
+
+
+@pytest.mark.parametrize("family, options", [("qwen3", {"lora": False}), ("gemma3", {"dropout": 0.1})])
+def test_what_is_gathered_in_bf16_is_what_autocast_would_round(alone, family, options):
+    """Loss and gradients are those of the model in one piece, bit by bit; norms are gathered in fp32."""
+    about, seen = task(family), {}
+
+    def learn(shard: bool) -> dict[str, torch.Tensor]:
+        model = student(about, family, checkpointing=True, **options)
+        disturb(model)  # after some training no norm is of bf16 numbers
+        terms = Objective((Term("ce", {"smoothing": 0.0, "smooth_soft": True}),), model, None, seed=0)
+        autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
+        learner = Learner(model, terms, autocast)
+        learner = sharding.shard(learner, CPU, half=True) if shard else learner
+        layer = next(module for module in model.modules() if type(module).__name__.endswith("DecoderLayer"))
+        for name, module in layer.named_modules():
+            if shard and list(module.parameters(recurse=False)):
+                module.register_forward_pre_hook(lambda module, _, name=name: seen.update({name: module.weight.dtype}))
+        learner.lend(scoring.score_answers, model, about.splits["val"], 4, 0, 1, autocast)
+        tokens, targets = batch(about, 0, 5)
+        torch.manual_seed(0)
+        loss, _ = learner(tokens, (), None, targets, None, [1.0], window=9.0, micro_share=1.0)
+        loss.backward()
+        return {"loss": loss.detach(), **{name: sharding.whole(weight.grad) for name, weight in model.named_parameters()
+                                          if weight.requires_grad}}
+
+    whole, parts = learn(False), learn(True)
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        if "embed" in name:  # the head's weights, too: a sum whose order is free
+            torch.testing.assert_close(value, parts[name], rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(value, parts[name]), name
+    assert any("norm" in name for name in seen) and all(
+        kind == (torch.float32 if "norm" in name else torch.bfloat16) for name, kind in seen.items()), seen
 
 
 @pytest.mark.parametrize("world, batch_size", [(2, 3), (2, 1), (3, 2), (8, 4)])

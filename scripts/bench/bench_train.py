@@ -43,6 +43,7 @@ from graft import config
 from graft.augment import Augment
 from graft.config import parts
 from graft.training.journal import read
+from graft.training.learner import placed
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "configs/base/cifar10_deit.yaml"
@@ -110,7 +111,8 @@ class Bench:
 
     def bare(self) -> tuple[float, int]:
         """Seconds and FLOPs of forward+backward+AdamW of the same student on one resident random batch."""
-        student = parts.build("students", self.cfg.student, self.task).to(self.device).train()
+        student = parts.build("students", self.cfg.student, self.task).train()
+        student = placed(student, self.device, self.cfg.train.memory_format)
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
         images = torch.rand(self.batch, 3, 32, 32, device=self.device)
         labels = torch.randint(CLASSES, (self.batch,), device=self.device)
@@ -130,7 +132,8 @@ class Bench:
 
     def teacher_forward(self) -> float:
         """Seconds of the ResNet-18 teacher's forward on a batch."""
-        teacher = parts.get("teachers", "run")(self.task, path=str(self.teacher_dir)).to(self.device)
+        teacher = parts.get("teachers", "run")(self.task, path=str(self.teacher_dir))
+        teacher = placed(teacher, self.device, self.cfg.train.memory_format)
         images = torch.rand(self.batch, 3, 32, 32, device=self.device)
         with torch.no_grad(), self.autocast():
             return self.timed(lambda: teacher(images))

@@ -155,7 +155,8 @@ class Run:
         self.averaged_module = self.average.model if self.average else average and self.placed(average)
         compiled = self.module if train.compile == "none" else torch.compile(self.module, mode=train.compile)
         learner = Learner(compiled, self.objective_module, self.autocast)
-        self.learner = shard(learner, self.device) if self.place.sharded else self.accelerator.prepare_model(learner)
+        self.learner = (shard(learner, self.device, self.train.precision == "bf16") if self.place.sharded
+                        else self.accelerator.prepare_model(learner))
         self.optimizer = build_optimizer([self.module, self.objective_module], config.optim)
         self.selection = Selection(train, config.optim)
         self.validation = Validation(config, task, self.averaged_module, self.average, evaluate, self.place,

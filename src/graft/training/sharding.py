@@ -2,7 +2,9 @@
 
 The launcher asks for it (configs/accelerate/fsdp.yaml). Each decoder layer is gathered while it computes; embeddings,
 last norm and head belong to the root, gathered from the beginning of a forward pass to the end of its backward pass,
-because the head is called piece by piece outside the decoder. Precision is autocast's, as without sharding.
+because the head is called piece by piece outside the decoder. Precision is autocast's, as without sharding: bf16 is
+what it would make of a layer's matrices, so bf16 is what is gathered of them, half the bytes; all else stays fp32,
+norms too, whose small steps bf16 would not show. Gradients are summed in fp32.
 """
 
 import atexit
@@ -12,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from graft.config.options import Config
@@ -47,8 +49,11 @@ def wanted(config: Config, world: int) -> bool:
     return True
 
 
-def shard(learner: Learner, device: torch.device) -> Learner:
-    """Put the learner on the device, a part of every weight on each process. Optimizers come afterwards."""
+def shard(learner: Learner, device: torch.device, half: bool) -> Learner:
+    """Put the learner on the device, a part of every weight on each process; `half`: it computes under bf16 autocast.
+
+    Optimizers come afterwards.
+    """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     lm = learner.student.model
     layers = [module for module in lm.modules() if type(module).__name__ in (lm._no_split_modules or ())]
@@ -56,11 +61,20 @@ def shard(learner: Learner, device: torch.device) -> Learner:
         raise UserError(f"student.model: {type(lm).__name__} does not say what its layers are; it cannot be sharded")
     # One by one, so that no device ever holds the whole model. A group's trained weights must have one type: adapters
     # are fp32, the frozen weights beside them may be bf16.
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        for norm in _norms(layer) if half else ():
+            fully_shard(norm, mesh=mesh, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, mp_policy=policy if half else MixedPrecisionPolicy())
     fully_shard(learner, mesh=mesh)
     register_fsdp_forward_method(learner, "lend")
     return learner
+
+
+def _norms(layer: nn.Module) -> list[nn.Module]:
+    """What has vectors alone, which autocast leaves as they are; a matrix's bias is cast with it."""
+    own = {module: list(module.parameters(recurse=False)) for module in layer.modules()}
+    return [module for module, weights in own.items() if weights and all(weight.ndim == 1 for weight in weights)]
 
 
 def leave_at_once() -> None:
