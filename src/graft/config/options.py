@@ -89,7 +89,7 @@ class Train:
     precision: Annotated[str, "fp32 | bf16", "autocast; losses are fp32 either way"] = "fp32"
     tf32: Annotated[bool, "", "TF32 matrix products on GPUs"] = True
     memory_format: Annotated[str, "auto | contiguous | channels_last", "of convolutions' weights and maps; auto: "
-                             "channels_last on a GPU"] = "auto"
+                             "channels_last on a GPU", "", "2026-11"] = "auto"
     compile: Annotated[str, "none | default | reduce-overhead | max-autotune", "torch.compile of the student"] = "none"
     deterministic: Annotated[bool, "", "deterministic kernels on the GPU too (slower)"] = False
     average: Annotated[str, "none | ema | swa", "weights that are evaluated beside, and exported instead of, the "
