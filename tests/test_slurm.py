@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 
 from graft.config import queue
 from graft.errors import UserError
-from small import ROOT, weights
+from small import ROOT, environment, weights
+from test_multinode import LOOPBACK, as_one_machine, launchers
 
 TINY = """
 base: configs/base/digits_vit.yaml
@@ -174,6 +176,29 @@ def test_whatever_stops_a_run_it_ends_as_if_nothing_had(slurm):
         assert weights(slurm.folder(f"{name}/seed0")) == weights(slurm.folder("baseline/seed0")), name
     assert "on 2 × cpu" in slurm.log("pair/seed0") and steps("pair_signal/seed0") and not steps("pair/seed0")
     assert weights(slurm.folder("pair_signal/seed0")) == weights(slurm.folder("pair/seed0"))
+
+
+@pytest.mark.slow
+def test_two_tasks_of_srun_train_as_one_machine_of_two(slurm, tmp_path):
+    where = tmp_path / "tasks/x"
+    (tmp_path / "tasks.conf").write_text("".join(f"{rank} {shlex.join(command)}\n"
+                                                 for rank, command in enumerate(launchers(where))))
+    done = slurm("srun", "--ntasks=2", "--multi-prog", str(tmp_path / "tasks.conf"),
+                 **{**LOOPBACK, "PYTHONPATH": environment()["PYTHONPATH"]})
+    assert done.returncode == 0 and "on 2 × cpu" in done.stdout, done.stderr
+    as_one_machine(where, tmp_path / "one/x")
+
+
+@pytest.mark.slow
+def test_a_sweep_of_hydra_is_an_array_of_jobs(slurm):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    done = slurm(sys.executable, "scripts/sweep.py", "--multirun", "hydra/launcher=submitit_slurm", "study=long.yaml",
+                 "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5", "condition=baseline", "seed=0,1",
+                 "set=[train.duration=4st]", PYTHONPATH=str(slurm.project / "src"))
+    assert done.returncode == 0, done.stderr
+    assert slurm("squeue", "--noheader", "--states=all", "--format=%T").stdout.split() == ["COMPLETED"] * 2
+    for seed in (0, 1):
+        assert json.loads((slurm.folder(f"baseline/seed{seed}") / "status.json").read_text())["state"] == "done"
 
 
 # ------------------------------------------------------------------------------------------- what is asked for

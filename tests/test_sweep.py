@@ -1,6 +1,9 @@
 """The Hydra sweep: every condition of a study is a command line whose configuration loads."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,7 +13,7 @@ from graft import config
 from graft.config import study
 from graft.config.study.job import command
 from graft.errors import UserError
-from small import ROOT
+from small import ROOT, TINY, environment
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,24 @@ def test_every_condition_is_a_run_that_loads(name, base):
         assert words[:2] == ["python", job.script], "one process is Python itself"
         several = command(job, "python", "2gpu", 2)
         assert several[several.index("--config_file") + 1] == "configs/accelerate/2gpu.yaml"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_processes_on_this_machine(tmp_path):
+    """Two at once by submitit, in a copy of the project: runs lie where the study puts them."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    for name in ("configs", "src", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "own.yaml").write_text("study: own\nbase: configs/base/digits_vit.yaml\nconditions: {baseline: {}}\n")
+    words = ",".join(word for word in TINY if not word.startswith("train.log"))
+    done = subprocess.run(
+        [sys.executable, "scripts/sweep.py", "--multirun", "hydra/launcher=submitit_local", "study=own.yaml",
+         "hydra.launcher.timeout_min=5", "condition=baseline", "seed=0,1", f"set=[{words},train.duration=2st]"],
+        cwd=tmp_path, env={**environment(), "PYTHONPATH": str(tmp_path / "src")}, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for seed in (0, 1):
+        status = json.loads((tmp_path / f"experiments/own/baseline/seed{seed}/status.json").read_text())
+        assert (status["state"], status["step"]) == ("done", 2)
 
 
 @pytest.mark.parametrize("word, found", [
