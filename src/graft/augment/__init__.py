@@ -20,7 +20,10 @@ from graft.outputs import Tokens, View, on_device
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1]; float images as they are."""
-    return images if images.is_floating_point() else torch.div(images, 255)
+    if images.is_floating_point():
+        return images
+    # A CPU divides integers one by one, in more time than a second pass over the floats takes.
+    return images.float().div_(255) if images.device.type == "cpu" else torch.div(images, 255)
 
 
 class Augment:

@@ -47,8 +47,9 @@ def _resized(view: View, boxes: np.ndarray, out_height: int, out_width: int) -> 
     enlarged = (boxes[:, 1::2] - boxes[:, ::2] <= (out_height, out_width)).all()
     product = _looked_up if view.inputs.device.type == "cpu" and enlarged and min(height, width) >= LARGE else _product
     resample = functools.partial(product, boxes=boxes, out=(out_height, out_width))
-    # halves go up by a margin: their last bit may depend on the device and on the size of the batch
-    images = resample(view.inputs, lambda x: x.add_(0.5 + 1e-9).clamp_(0, 255).to(torch.uint8))
+    # halves go up by a margin: their last bit may depend on the device and on the size of the batch; means of pixels
+    # stay between 0 and 255
+    images = resample(view.inputs, lambda x: x.add_(0.5 + 1e-9).to(torch.uint8))
     if view.matrix is None:
         return replace(view, inputs=images)
     top, bottom, left, right = boxes.T
@@ -68,25 +69,27 @@ def _product(maps: Tensor, finish: Callable[[Tensor], Tensor], boxes: np.ndarray
 
 def _looked_up(maps: Tensor, finish: Callable[[Tensor], Tensor], boxes: np.ndarray, out: tuple[int, int]) -> Tensor:
     """The same, where a pixel of the result comes from no more than two on each axis, so that nearly all of those
-    products would be with 0; one image at a time, which stays in a CPU's cache."""
-    (top, vertical), (left, horizontal) = (
-        _neighbours(boxes[:, 2 * axis:2 * axis + 2], maps.shape[2 + axis], out[axis]) for axis in (0, 1))
+    products would be with 0; one crop at a time, which stays in a CPU's cache."""
+    (top, vertical), (left, horizontal) = (_neighbours(boxes[:, 2 * axis:2 * axis + 2], out[axis]) for axis in (0, 1))
 
     def mixed(image: Tensor, place: Tensor, weight: Tensor) -> Tensor:
         return (image.index_select(1, place[0]).mul_(weight[0][:, None])
                 .addcmul_(image.index_select(1, place[1]), weight[1][:, None]))
 
-    return torch.stack([finish(mixed(mixed(image.double(), top[b], vertical[b]).mT.contiguous(), left[b],
-                                     horizontal[b]).mT) for b, image in enumerate(maps)])
+    crops = (image[:, a:b, c:d].double() for image, (a, b, c, d) in zip(maps, boxes.tolist(), strict=True))
+    return torch.stack([finish(mixed(mixed(crop, top[b], vertical[b]).mT.contiguous(), left[b], horizontal[b]).mT)
+                        for b, crop in enumerate(crops)])
 
 
-def _neighbours(ends: np.ndarray, length: int, out_length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels (B, 2, out_length) next to each pixel of the result, and their `_weights`, which are the same."""
+def _neighbours(ends: np.ndarray, out_length: int) -> tuple[Tensor, Tensor]:
+    """The two pixels (B, 2, out_length) next to each pixel of the result, counted from the start of the crop, and their
+    `_weights`, which are the same."""
     start, stop = torch.as_tensor(ends, dtype=torch.float64)[:, :, None, None].unbind(1)
     centre = start + (torch.arange(out_length) + 0.5) * ((stop - start) / out_length) - 0.5
     pixel = centre.floor() + torch.arange(2)[:, None]
     weight = (1 - (pixel - centre).abs()).clamp_(min=0) * ((pixel >= start) & (pixel < stop))
-    return pixel.long().clamp_(0, length - 1), weight / weight.sum(1, keepdim=True)
+    inside = torch.minimum(pixel.clamp(min=start), stop - 1) - start  # else its weight is 0
+    return inside.long(), weight / weight.sum(1, keepdim=True)
 
 
 def _weights(ends: np.ndarray, length: int, out_length: int, device: torch.device) -> Tensor:
