@@ -189,3 +189,20 @@ def test_shuffled_logits_are_another_images(tmp_path, monkeypatch):
     assert torch.equal(seen[1], seen[0].roll(1, 0)) and not torch.equal(seen[1], seen[0])
     with pytest.raises(UserError, match="at least 2 images in a micro-batch"):
         run_main(tiny(tmp_path / "c", *shuffled, "train.batch_size=4", "train.accumulate=4", method="distill"))
+
+
+def test_a_cpu_in_bf16_trains_with_attention_written_out(digits):
+    """Fused kernels are slow backward there; what is computed is the same, and other passes keep them."""
+    model, images = vit(digits, depth=2, drop_path=0.0), torch.rand(4, 1, 8, 8)
+    attentions = [block.attn for block in model.model.blocks]
+    seen = []
+    for one in attentions:
+        one.attn_drop.register_forward_hook(lambda *_: seen.append(True))
+    fused = model.train()(images).logits
+    assert not seen
+    with torch.autocast("cpu", torch.bfloat16):
+        written = model(images).logits
+        assert len(seen) == 2
+        model.eval()(images)
+    assert len(seen) == 2 and all(one.fused_attn for one in attentions)
+    assert torch.allclose(fused, written.float(), atol=0.02)

@@ -322,7 +322,7 @@ def test_contrasts_are_a_second_table(tmp_path, runs, monkeypatch):
         f"| distill - random_teacher | test | {100 * one['difference']:+.2f} [{low}, {high}] | ")
     assert second.splitlines()[3:] == ["<!-- /results demo -->", "b"]
     assert tables.shown(content) in (tmp_path / "out/table.md").read_text()
-    assert r"distill - random\_teacher & test" in (tmp_path / "out/table.tex").read_text()
+    assert r"distill $-$ random\_teacher & test" in (tmp_path / "out/table.tex").read_text()
     frame = pd.read_csv(tmp_path / "out/contrasts.csv")
     assert list(frame["split"]) == ["val", "test"] and frame["p_holm"][1] == pytest.approx(one["p_holm"])
     write()

@@ -19,7 +19,7 @@ class Watch:
         self.attentions = attentions if all(isinstance(getattr(one, "attn_drop", None), nn.Module)
                                             and hasattr(one, "fused_attn") for one in attentions) else []
         self.layers: tuple[int, ...] = ()
-        self._fused = {layer: one.fused_attn for layer, one in enumerate(self.attentions)}
+        self._written: dict[int, bool] = {}  # block that is written out -> whether it was fused before
 
     def __len__(self) -> int:
         """Blocks that can be watched."""
@@ -35,8 +35,12 @@ class Watch:
             one = self.attentions[layer]
             one.attn_drop = _Keep(one.attn_drop)
         self.layers = layers
-        for layer, one in enumerate(self.attentions):
-            one.fused_attn = self._fused[layer] and not plain and layer not in layers
+        wanted = range(len(self.attentions)) if plain else layers
+        for layer in set(self._written) - set(wanted):
+            self.attentions[layer].fused_attn = self._written.pop(layer)
+        for layer in set(wanted) - set(self._written):
+            one = self.attentions[layer]
+            self._written[layer], one.fused_attn = one.fused_attn, False
 
     def take(self, prefix: int) -> dict[int, Tensor]:
         """The maps of the last pass by block: (B, H, T, T), rows over the T patches alone; they are let go of here."""
