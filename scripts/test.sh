@@ -17,4 +17,5 @@ if [[ "${1:-}" == --quick ]]; then
     shift
 fi
 "$PYTHON" -m ruff check src scripts tests
-exec "$PYTHON" -m pytest -q -n "${GRAFT_TEST_WORKERS:-2}" --dist worksteal "${marks[@]}" "$@"
+# Three on two cores: those of a queue mostly wait.
+exec "$PYTHON" -m pytest -q -n "${GRAFT_TEST_WORKERS:-3}" --dist worksteal "${marks[@]}" "$@"

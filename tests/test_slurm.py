@@ -196,6 +196,7 @@ def test_a_sweep_of_hydra_is_an_array_of_jobs(slurm):
                  "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5", "condition=baseline", "seed=0,1",
                  "set=[train.duration=4st]", PYTHONPATH=str(slurm.project / "src"))
     assert done.returncode == 0, done.stderr
+    slurm.end()  # the sweep ends with its results, a moment before the queue knows
     assert slurm("squeue", "--noheader", "--states=all", "--format=%T").stdout.split() == ["COMPLETED"] * 2
     for seed in (0, 1):
         assert json.loads((slurm.folder(f"baseline/seed{seed}") / "status.json").read_text())["state"] == "done"
