@@ -51,7 +51,7 @@ def arguments() -> Namespace:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true")
     shown.add_argument("--markdown", action="store_true")
-    shown.add_argument("--into", type=Path, metavar="FILE", help="write one row a study there")
+    shown.add_argument("--into", type=Path, metavar="FILE", help="write one row a study there, over its old one")
     options = parser.parse_args()
     script_options.at_least(options, processes=1, classes=0, items=1, tokens=1)
     script_options.above_zero(options, share=1, discordance=1, peak=math.inf, memory=math.inf, rate=math.inf)
@@ -78,7 +78,7 @@ def main() -> None:
     from graft.planning.data import Told
     from graft.planning.devices import device
     from graft.planning.study import as_dict, decides, planned
-    from graft.reporting.tables import insert
+    from graft.reporting.tables import between, insert
 
     on = device(options.gpu, options.peak, options.memory, options.share, options.rate)
     told = Told(options.items and tuple(options.items), options.classes, options.tokens and tuple(options.tokens))
@@ -89,7 +89,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             plans.append(planned(graph, told, options.processes, architectures(graph, folder)))
     if options.into:
-        insert(options.into, "plan", tables.summary(plans, on, options.discordance, options.seed_sd))
+        shown = tables.summary(plans, on, options.discordance, options.seed_sd)
+        insert(options.into, "plan", tables.joined(between(options.into, "plan"), shown))
     elif options.json:
         print(json.dumps([{
             **as_dict(plan), "device": vars(on),

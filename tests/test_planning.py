@@ -168,6 +168,13 @@ def test_the_table_in_the_documents_is_the_plan():
     assert {line.split("`")[1] for line in shown[2:]} <= {*study.names()}
 
 
+def test_rows_of_other_studies_stay():
+    old, new = (f"| study | runs |\n| --- | --- |\n{rows}" for rows in ("| `a` | 1 |\n| `b` | 2 |\n",
+                                                                       "| `b` | 3 |\n| `c` | 4 |\n"))
+    assert tables.joined(old, new).splitlines()[2:] == ["| `a` | 1 |", "| `b` | 3 |", "| `c` | 4 |"]
+    assert tables.joined("", new) == new
+
+
 @pytest.mark.slow
 def test_the_script(tmp_path):
     done = subprocess.run([sys.executable, "scripts/plan_study.py", "demo", "--only", "baseline", "--memory", "0.01"],

@@ -71,6 +71,13 @@ def summary(plans: Sequence[Planned], device: Device, discordance: float, seed_s
     return markdown([head, *(_study(plan, device, discordance, seed_sd) for plan in plans)])
 
 
+def joined(old: str, new: str) -> str:
+    """A table of studies with the rows of `new` in the place of those of the same study, others behind the old ones."""
+    head, rows = new.splitlines()[:2], {line.split("|")[1]: line for text in (old, new)
+                                        for line in text.splitlines()[2:]}
+    return "".join(f"{line}\n" for line in (*head, *rows.values()))
+
+
 def _study(plan: Planned, device: Device, discordance: float, seed_sd: float) -> list[str]:
     known = [(row, row.costs) for row in plan.rows if row.costs]
     largest = max((costs.parameters for _, costs in known), default=0)

@@ -205,8 +205,18 @@ def insert(path: Path, mark: str, text: str) -> None:
 
     Raises UserError if they are not there.
     """
+    before, _, after = _parts(path, mark)
+    path.write_text(before + text + after, encoding="utf-8")
+
+
+def between(path: Path, mark: str) -> str:
+    """What stands there now. Raises UserError as `insert` does."""
+    return _parts(path, mark)[1]
+
+
+def _parts(path: Path, mark: str) -> tuple[str, str, str]:
     before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{mark} -->\n")
+    text, closing, after = rest.partition(f"<!-- /{mark} -->\n")
     if not opening or not closing:
         raise UserError(f"{path}: expected the lines <!-- {mark} --> and <!-- /{mark} -->")
-    path.write_text(before + opening + text + closing + after, encoding="utf-8")
+    return before + opening, text, closing + after
