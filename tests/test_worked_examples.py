@@ -11,7 +11,7 @@ import pytest
 from graft.config import schema
 from graft.errors import UserError
 from graft.students._tiny_lm import make
-from graft.tasks import _context, _prompts
+from graft.tasks import _context, _other_texts, _prompts
 from graft.tasks._answers import number
 from graft.tasks._context import Context, choose, derangement, encode
 from graft.tasks._text import Item, TextTask, text_task
@@ -331,3 +331,9 @@ def test_what_was_made_before_there_were_other_contexts_is_found_again(task):
                          for i in range(12)])
     assert hashlib.sha256(chosen.encode()).hexdigest() == (
         "fcd6c307206844ce24d6446cc86193209681ab94701d24bed113cedc5a935488")
+
+
+@pytest.mark.parametrize("text", ["", "word", "word word"])
+def test_an_instruction_without_another_order_never_hangs(task, text):
+    with pytest.raises(AssertionError, match="no other order"):
+        _other_texts.shuffled_words(text, task.splits["train"].items[0], 0)

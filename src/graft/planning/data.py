@@ -15,6 +15,7 @@ from graft.errors import UserError
 from graft.tasks import _context
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
+from graft.teachers import context_lm
 
 WINDOWS = 32  # steps of the first epoch whose lengths are looked at
 
@@ -140,7 +141,7 @@ def _read(cfg: Config) -> Data:
 def _with_context(cfg: Config, task: TextTask, lengths: Lengths) -> Lengths:
     args, train = cfg.teacher.args, task.splits["train"]
     some = range(min(len(train), 200))
-    read = _context.Context(args["context"], args["shots"], args["fewshot_seed"], args["max_length"])
+    read = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
     prompts, _ = _context.encode(task, "train", some, read)
     whole = prompts.lengths + train.answers.lengths[:len(some)]
     micro = max(1, cfg.train.batch_size // cfg.train.accumulate)

@@ -66,6 +66,7 @@ def check_instruction(task: TextTask, text: str, shuffled: bool) -> None:
 def shuffled_words(text: str, item: Item, seed: int) -> str:
     """The words of a text in an order that is not its own, drawn for the item."""
     words, draw = text.split(), random.Random(keyed.key(seed, "instruction", item.id))
+    assert len({*words}) > 1, "check_instruction refuses what has no other order"
     while (order := draw.sample(words, len(words))) == words:
         pass
     return " ".join(order)
