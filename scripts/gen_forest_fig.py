@@ -11,9 +11,7 @@ from typing import Any
 import pandas as pd
 
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import figures, results
-
-LEVEL = 0.05  # of p, adjusted by Holm: filled markers are decided
+from graft.reporting import figures, results, stats
 
 
 def rows(content: dict[str, Any], split: str, asked: list[str] | None, where: str,
@@ -43,7 +41,7 @@ def draw(table: pd.DataFrame, baseline: str) -> figures.Figure:
     ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
     for y, row in zip(places, table.itertuples(), strict=True):
         of_seeds = row.scope.startswith("seeds")
-        decided = of_seeds and not pd.isna(row.low) and not row.low <= 0 <= row.high and row.p_holm < LEVEL
+        decided = of_seeds and not pd.isna(row.low) and stats.decided((row.low, row.high), row.p_holm)
         colour = "C0" if row.kind == "vs_baseline" else "C1"
         if not pd.isna(row.low):
             ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt",

@@ -14,6 +14,7 @@ import pandas as pd
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.estimates import cross
 
 CONDITIONS = ("baseline", "distill", "kd_only", "kd_only_zeroshot")
 
@@ -40,12 +41,9 @@ def draw(table: pd.DataFrame) -> figures.Figure:
     figure, (ax,) = figures.axes(figures.COLUMN, 2.6)
     conditions, studies = (list(dict.fromkeys(table[key])) for key in ("condition", "study"))
     for row in table.itertuples():
-        colour, marker = figures.look(conditions.index(row.condition))["color"], figures.MARKERS[
-            studies.index(row.study) % len(figures.MARKERS)]
-        ax.errorbar(row.gap, row.gain, xerr=[[row.gap - row.gap_low], [row.gap_high - row.gap]],
-                    yerr=[[row.gain - row.low], [row.high - row.gain]], color=colour, linewidth=0.7, zorder=2)
-        ax.plot(row.gap, row.gain, marker=marker, color=colour, linestyle="", markersize=4.5, zorder=3,
-                markerfacecolor="white" if row.seeds == 1 else colour)
+        look = {**figures.look(conditions.index(row.condition)),
+                "marker": figures.MARKERS[studies.index(row.study) % len(figures.MARKERS)]}
+        cross(ax, (row.gap, row.gap_low, row.gap_high), (row.gain, row.low, row.high), look, row.seeds)
     ends = [math.floor(min(0, table["gap_low"].min())), math.ceil(table["gap_high"].max())]
     ax.plot(ends, ends, color="0.35", linestyle=(0, (5, 2)), linewidth=0.8, zorder=1, label="the whole gap")
     ax.axhline(0, color="0.35", linewidth=0.7, zorder=1)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, reading, results
+from graft.reporting.estimates import cross
 
 ENDS = ("low", "high")
 
@@ -41,11 +42,8 @@ def _scaled(key: str, one: dict[str, Any], by: float) -> dict[str, float]:
 def panel(ax: Axes, table: pd.DataFrame, key: str, title: str) -> None:
     """Gain across, `key` up, a cross of intervals a condition."""
     for i, row in enumerate(table.to_dict("records")):
-        across, up = ([[row[of] - row[f"{of}_low"]], [row[f"{of}_high"] - row[of]]] for of in ("gain", key))
-        look = figures.look(i)
-        ax.errorbar(row["gain"], row[key], xerr=across, yerr=up, color=look["color"], linewidth=0.7, zorder=2)
-        ax.plot(row["gain"], row[key], marker=look["marker"], color=look["color"], linestyle="", markersize=4.5,
-                markerfacecolor="white" if row["seeds"] == 1 else look["color"], label=row["condition"], zorder=3)
+        across, up = ([row[name] for name in (of, f"{of}_low", f"{of}_high")] for of in ("gain", key))
+        cross(ax, across, up, figures.look(i), row["seeds"], row["condition"])
     ax.axhline(0, color="0.35", linewidth=0.7, zorder=1)
     ax.axvline(0, color="0.35", linewidth=0.7, zorder=1)
     ax.set_xlabel("gain on the trained rule, points")

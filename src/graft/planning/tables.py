@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from graft.planning.devices import Device
 from graft.planning.study import SEEDS, Planned, Row, decides
+from graft.reporting.tables import cells_to_markdown
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "data", "cache")
 
@@ -50,7 +53,7 @@ def aligned(lines: list[list[str]]) -> str:
 
 def markdown(lines: list[list[str]]) -> str:
     """As a table of Markdown."""
-    return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
+    return cells_to_markdown(pd.DataFrame(lines[1:], columns=lines[0]))
 
 
 def power(plan: Planned, discordance: float, seed_sd: float) -> str:

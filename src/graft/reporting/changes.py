@@ -16,8 +16,6 @@ import pandas as pd
 from graft.errors import UserError
 from graft.reporting import components, disagreements, reading, stats, tables
 
-LEVEL = 0.05
-
 
 @dataclass(frozen=True)
 class Side:
@@ -139,10 +137,9 @@ def _fingerprint(side: Side, split: str) -> str:
 
 
 def _verdict(one: dict[str, Any], p_holm: float) -> str:
-    low, high = one["ci95"]
-    if low is None or low <= 0 <= high or p_holm >= LEVEL:
+    if not stats.decided(one["ci95"], p_holm):
         return "no change found"
-    return "higher" if low > 0 else "lower"
+    return "higher" if one["ci95"][0] > 0 else "lower"
 
 
 def tables_of(found: dict[str, Any]) -> list[pd.DataFrame]:

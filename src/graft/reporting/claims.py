@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from graft.reporting import tables
+from graft.reporting import stats, tables
 from graft.reporting.comparisons import GAP
-
-LEVEL = 0.05
 
 
 def of_results(content: dict[str, Any], split: str, label: Callable[[str], str]) -> dict[str, list[dict[str, Any]]]:
@@ -30,11 +28,11 @@ def _card(claim: str, versus: dict[str, Any], about: str) -> dict[str, Any]:
     """Decided where the interval excludes zero, its p, adjusted for the comparisons beside it, says so too, and there
     are seeds enough to speak of a method."""
     low, high = versus["ci95"]
-    beyond = low is not None and not low <= 0 <= high
+    beyond = stats.beyond_zero(versus["ci95"])
     note = ""
     if versus["scope"] == "examples":
         note = "one seed, or seeds without spread: the interval speaks of these checkpoints, not of the method"
-    elif beyond and versus["p_holm"] >= LEVEL:
+    elif beyond and not stats.decided(versus["ci95"], versus["p_holm"]):
         note = "the interval alone excludes zero; adjusted for the comparisons beside it that is no decision"
     said = "undecided" if note or not beyond else "supported" if low > 0 else "contradicted"
     return {"claim": claim, "verdict": said, "about": about, "note": note,

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ def name_missing(found: dict[str, dict[str, Any]], where: str) -> None:
     for name in REFERENCES:
         if name not in found:
             print(f"{where}: missing: {name}", file=sys.stderr)
+
+
+def cross(ax: Axes, across: Sequence[float], up: Sequence[float], look: dict[str, Any], seeds: int,
+          label: str | None = None) -> None:
+    """A point with its intervals on both axes, each (middle, low, high); hollow with one seed."""
+    errors = [[[middle - low], [high - middle]] for middle, low, high in (across, up)]
+    ax.errorbar(across[0], up[0], xerr=errors[0], yerr=errors[1], color=look["color"], linewidth=0.7, zorder=2)
+    ax.plot(across[0], up[0], marker=look["marker"], color=look["color"], linestyle="", markersize=4.5, zorder=3,
+            markerfacecolor="white" if seeds == 1 else look["color"], label=label)
 
 
 def limits(middles: list[float], ends: list[float], lowest: float = 0, highest: float = 100) -> tuple[float, float]:

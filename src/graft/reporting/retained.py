@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from graft.reporting import results, stats
+from graft.reporting import results, stats, tables
 from graft.reporting.reading import SCHEMA_VERSION
 
 Runs = Sequence[dict[str, Any]]  # of one condition, a seed each, as evaluation.retention makes them
@@ -30,11 +31,12 @@ def assemble(study: str, data: dict[str, Any], conditions: dict[str, Runs], untr
         most = max(runs[0]["probes"]["trained"], key=int)
         pooled = [np.concatenate([side[probe, most] for probe in others], axis=1) for side in (rows, reference)
                   ] if others else []
+        text = _mean([run["kl"]["text"] for run in runs])
         found[name] = {
             "runs": [{key: run[key] for key in ("seed", "step", "weights", "checkpoint_sha256")} for run in runs],
-            "probes": probes, "text": {"kl": _mean([run["kl"]["text"] for run in runs])},
+            "probes": probes, "text": {"kl": text},
             "retention": {**({"accuracy": {**_versus(*pooled), "shots": int(most)}} if pooled else {}),
-                          "kl": _mean([run["kl"]["text"] for run in runs])}}
+                          "kl": text}}
     own = {probe: {"shots": {shots: _of_shots([untrained], probe, shots, reference) for shots in asked}}
            for probe, asked in untrained["probes"].items()}
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
@@ -82,16 +84,16 @@ def _mean(values: Any) -> dict[str, Any]:
 
 def shown(content: dict[str, Any]) -> str:
     """The summary as a table in Markdown."""
-    lines = ["| condition | own rule with examples % | other rules, to untrained, points | KL on plain text, nats |",
-             "|---|---|---|---|"]
+    lines = []
     for name, condition in content["conditions"].items():
         most = max(condition["probes"]["trained"]["shots"], key=int)
         own, kept = condition["probes"]["trained"]["shots"][most]["accuracy"], condition["retention"]
         versus = kept.get("accuracy")
         other = _interval(versus["difference"], versus["ci95"], 100, "+") if versus else ""
-        lines.append(f"| {name} | {_interval(own['mean'], own['ci95'], 100)} | {other} | "
-                     f"{_interval(kept['kl']['mean'], kept['kl']['ci95'], 1)} |")
-    return "\n".join(lines) + "\n"
+        lines.append({"condition": name, "own rule with examples %": _interval(own["mean"], own["ci95"], 100),
+                      "other rules, to untrained, points": other,
+                      "KL on plain text, nats": _interval(kept["kl"]["mean"], kept["kl"]["ci95"], 1)})
+    return tables.cells_to_markdown(pd.DataFrame(lines))
 
 
 def _interval(middle: float, ends: Sequence[float | None], scale: float, sign: str = "") -> str:

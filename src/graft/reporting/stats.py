@@ -5,6 +5,7 @@ Both belong in an interval that is to speak of the method and not of one pair of
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from statsmodels.stats.proportion import proportion_confint, proportion_effectsi
 
 from graft.reporting import components
 
+LEVEL = 0.05  # of a p that is adjusted for the comparisons beside it
 SHARE, POSITIVE, REAL = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf)  # where a quantity can lie
 
 
@@ -197,6 +199,17 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> list[float]:
 def holm(ps: ArrayLike) -> list[float]:
     """Holm's adjusted p-values of one family, in the order given."""
     return multipletests(ps, method="holm")[1].tolist() if len(ps) else []
+
+
+def beyond_zero(ci95: Sequence[float | None]) -> bool:
+    """Whether an interval, where there is one, excludes zero."""
+    low, high = ci95
+    return low is not None and not low <= 0 <= high
+
+
+def decided(ci95: Sequence[float | None], p_adjusted: float) -> bool:
+    """Whether a difference is told from zero by its interval, and by its p, adjusted for the comparisons beside it."""
+    return beyond_zero(ci95) and p_adjusted < LEVEL
 
 
 def detectable(n: int, discordant_rate: float, seeds: int, between_seed_sd: float, power: float = 0.8) -> float:
