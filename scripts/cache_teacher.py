@@ -45,7 +45,7 @@ def main() -> None:
     args = cfg.teacher.args
     process = accelerator()
     task = _targets.task_for(cfg, parts.build("tasks", cfg.task))
-    context = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
+    context = context_lm.context_of(task, args)
     if args["model"]:
         lm = context_lm.frozen_lm(task, args["model"], args["revision"], args["dtype"])
     else:

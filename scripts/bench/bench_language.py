@@ -147,7 +147,7 @@ def _files(folder: Path, words: tuple[str, ...]) -> list[Path]:
 
 def settings(cfg: Config, task: TextTask) -> Context:
     """The teacher's worked examples."""
-    return context_lm.settings_of(task, *(cfg.teacher.args[key] for key in context_lm.SETTINGS))
+    return context_lm.context_of(task, cfg.teacher.args)
 
 
 def autocast(options: Options) -> contextlib.AbstractContextManager:

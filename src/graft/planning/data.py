@@ -141,7 +141,7 @@ def _read(cfg: Config) -> Data:
 def _with_context(cfg: Config, task: TextTask, lengths: Lengths) -> Lengths:
     args, train = cfg.teacher.args, task.splits["train"]
     some = range(min(len(train), 200))
-    read = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
+    read = context_lm.context_of(task, args)
     prompts, _ = _context.encode(task, "train", some, read)
     whole = prompts.lengths + train.answers.lengths[:len(some)]
     micro = max(1, cfg.train.batch_size // cfg.train.accumulate)

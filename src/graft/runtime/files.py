@@ -1,6 +1,7 @@
 """Small files beside a run's checkpoints: written whole or not at all, read without trusting them. No torch here."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,11 @@ SEED = re.compile(r"seed\d+")
 def cache_dir() -> Path:
     """Where caches live: `$GRAFT_CACHE`, else `cache/` in the working directory."""
     return Path(os.environ.get("GRAFT_CACHE") or "cache")
+
+
+def named_by(about: dict[str, Any]) -> str:
+    """A name for what is made of `about`, and of nothing else."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def permitted() -> int:

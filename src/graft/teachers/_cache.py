@@ -26,7 +26,7 @@ from graft.errors import DiskProblem, UserError
 from graft.outputs import Outputs, on_device
 from graft.runtime import digests
 from graft.runtime.checkpoint import sha256
-from graft.runtime.files import cache_dir, parsed
+from graft.runtime.files import cache_dir, named_by, parsed
 from graft.tasks._task import Split, Task
 
 FORMAT = 1
@@ -56,8 +56,7 @@ class TeacherCache:
         origin = {"format": FORMAT, "teacher": teacher_fingerprint(teacher, part), "data": task.fingerprints[split],
                   "split": split, "count": len(task.splits[split]), "names": names,
                   "precision": _precision(autocast, self.device.type)}
-        key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = cache_dir() / key
+        self.folder = cache_dir() / named_by(origin)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_suffix(".lock")):  # other processes and jobs wait here while one builds

@@ -1,12 +1,10 @@
 """What a language teacher's cache is of: everything that what it holds depends on, and the refusal of any other."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from graft.errors import UserError
-from graft.runtime.files import cache_dir
+from graft.runtime.files import cache_dir, named_by
 from graft.tasks._context import Context
 from graft.tasks._text import TextTask
 from graft.teachers._topk_files import of_states
@@ -32,8 +30,7 @@ def about(task: TextTask, context: Context, base: str, precision: str, dtype: st
 
 def folder_for(wanted: dict[str, Any], path: str) -> Path:
     """Where a cache belongs: `path`, or a folder named by what is in it."""
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(path) if path else cache_dir() / f"{'hidden' if 'keep' in wanted else 'topk'}-{key}"
+    return Path(path) if path else cache_dir() / f"{'hidden' if 'keep' in wanted else 'topk'}-{named_by(wanted)}"
 
 
 def refuse_other(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any], k: int) -> None:

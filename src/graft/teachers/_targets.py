@@ -19,7 +19,7 @@ from graft.errors import UserError
 from graft.evaluation import answers, generation
 from graft.evaluation.generation import Source
 from graft.reporting import reading, results
-from graft.runtime.files import cache_dir
+from graft.runtime.files import cache_dir, named_by
 from graft.students import _language
 from graft.tasks._context import encode
 from graft.tasks._taught import taught
@@ -69,7 +69,7 @@ def source(cfg: Config, prompts: Ragged, task: TextTask) -> Source:
 def wanted_of(cfg: Config, task: TextTask) -> tuple[Source, Ragged, dict[str, Any]]:
     """The model, what it is asked, and everything that decides its answers."""
     args = cfg.teacher.args
-    context = context_lm.settings_of(task, *(args[key] for key in context_lm.SETTINGS))
+    context = context_lm.context_of(task, args)
     prompts, dropped = encode(task, "train", range(len(task.splits["train"])), context, cfg.evaluate.max_new_tokens)
     model = source(cfg, prompts, task)
     return model, prompts, {
@@ -80,8 +80,7 @@ def wanted_of(cfg: Config, task: TextTask) -> tuple[Source, Ragged, dict[str, An
 
 def folder_for(cfg: Config, wanted: dict[str, Any]) -> Path:
     """Where the answers belong: `teacher.samples`, or a folder named by what decides them."""
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(cfg.teacher.args["samples"] or cache_dir() / f"samples-{key}")
+    return Path(cfg.teacher.args["samples"] or cache_dir() / f"samples-{named_by(wanted)}")
 
 
 def _rows(folder: Path, wanted: dict[str, Any]) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """The language model itself, or another one, reading worked examples before the question that the student gets bare."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from graft.teachers._freeze import freeze
 from graft.teachers._topk import divide, join, top_k, within
 
 TEXT = True
-SETTINGS = ("context", "shots", "fewshot_seed", "max_length", "instruction")  # what `settings_of` is given
 
 
 def build(task: TextTask, student: CausalLM, *,
@@ -126,6 +125,11 @@ def settings_of(task: TextTask, context: str, shots: int, fewshot_seed: int, max
     settings = Context(context, shots, fewshot_seed, max_length, instruction.replace("\\n", "\n").strip())
     check(task, settings)
     return settings
+
+
+def context_of(task: TextTask, args: Mapping[str, Any]) -> Context:
+    """`settings_of` the arguments of a teacher of this name."""
+    return settings_of(task, *(args[key] for key in ("context", "shots", "fewshot_seed", "max_length", "instruction")))
 
 
 def frozen_lm(task: TextTask, model: str, revision: str, dtype: str) -> CausalLM:
