@@ -25,11 +25,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from graft import keyed
-from graft.augment import Augment, to_float
+from graft.augment import Augment
 from graft.config import parts
 from graft.config.options import Config, Part, Ssl
 from graft.errors import exit_cleanly
 from graft.evaluation.neighbours import Neighbours
+from graft.evaluation.scoring import score, summary
 from graft.losses._dino import DinoHead, dino_loss
 from graft.outputs import Outputs
 from graft.training.run import Run
@@ -74,13 +75,10 @@ def follow(average: list[nn.Module], model: list[nn.Module], momentum: float) ->
 
 def knn_accuracy(module: nn.Module, task, k: int, batch_size: int) -> dict[str, float]:
     """Accuracy on the validation split of a vote among the k nearest training images."""
-    was_training = module.training
-    module.eval()
-    split, read = task.splits["val"], Neighbours(module, task, k, batch_size)
-    right = [read(to_float(images)).logits.argmax(1) == labels
-             for images, labels in split.batches(list(torch.arange(len(split)).split(batch_size)))]
+    was_training, device = module.training, next(module.parameters()).device
+    rows = score(Neighbours(module, task, k, batch_size), task.splits["val"], device, batch_size)
     module.train(was_training)
-    return {"accuracy": torch.cat(right).double().mean().item()}
+    return {"accuracy": summary(rows)["accuracy"]}
 
 
 def main(cfg: Config) -> None:

@@ -25,7 +25,7 @@ from graft.reporting import reading, results
 from graft.runtime import checkpoint
 from graft.students import _language
 from graft.students.causal_lm import CausalLM
-from graft.tasks._context import encode
+from graft.tasks._context import Context, encode
 from graft.tasks._text import Ragged, TextTask, fingerprint, sequences
 
 AT_ONCE = 256  # positions whose distributions over the vocabulary are compared at once
@@ -78,6 +78,7 @@ class Evaluator:
         self.scorer = language.Scorer(options, accelerator)
         self.texts = texts(options.text)
         self.models: dict[str, tuple[CausalLM, CausalLM | None]] = {}
+        self.prompts: dict[tuple[int, Context, int], tuple[TextTask, Ragged]] = {}
 
     def probes(self, cfg: Config) -> list[Probe]:
         """The questions of the run's own task, and of each other rule. Raises UserError for a task without rules."""
@@ -105,8 +106,7 @@ class Evaluator:
             for shots in probe.shots:
                 wanted = {"split": "test", "probe": probe.name, "shots": shots, "step": step,
                           "limit": self.options.limit, **weights}
-                prompts, _ = encode(probe.task, "test", probe.index, icl.context(cfg, shots),
-                                    cfg.evaluate.max_new_tokens)
+                prompts = self._prompts(cfg, probe, shots)
                 path = place / f"{probe.name}-{shots}shot" / f"test-{step}.json"
                 asked[str(shots)] = answers.scored(path, wanted, engine, probe.task, prompts, probe.index, folder,
                                                    self.options.base_dir, self.accelerator)
@@ -117,8 +117,15 @@ class Evaluator:
 
     def _longest(self, cfg: Config, probes: Sequence[Probe]) -> int:
         most = max(probes[0].shots)
-        return max(int(encode(probe.task, "test", probe.index, icl.context(cfg, most), cfg.evaluate.max_new_tokens)[0]
-                       .lengths.max()) for probe in probes)
+        return max(int(self._prompts(cfg, probe, most).lengths.max()) for probe in probes)
+
+    def _prompts(self, cfg: Config, probe: Probe, shots: int) -> Ragged:
+        """The questions of a probe behind their examples, made once for all runs that ask the same."""
+        context, reserve = icl.context(cfg, shots), cfg.evaluate.max_new_tokens
+        key = (id(probe.task), context, reserve)
+        if key not in self.prompts:  # with the task, which must live as long as its id is a key
+            self.prompts[key] = probe.task, encode(probe.task, "test", probe.index, context, reserve)[0]
+        return self.prompts[key][1]
 
     def _divergence(self, run_dir: Path, cfg: Config, probes: Sequence[Probe], path: Path,
                     weights: dict[str, str]) -> dict[str, list[float]]:
