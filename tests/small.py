@@ -4,12 +4,16 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from graft import config
 from graft.config.options import Config
+from graft.errors import UserError
 from graft.runtime import checkpoint
 from graft.training.journal import read
 
@@ -29,6 +33,14 @@ def tiny(output_dir: Path, *overrides: str, method: str = "baseline", seed: int 
 def _last_wins(*overrides: str) -> list[str]:
     """`key=value` words without those that a later word for the same key replaces."""
     return [f"{k}={v}" for k, v in dict(item.split("=", 1) for item in overrides).items()]
+
+
+def one_line(call: Callable, *args: Any, exit_code: int = 2, **kwargs: Any) -> str:
+    """What a call says when it refuses: one line, and the exit code, by default that of bad input."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == exit_code
+    return str(caught.value)
 
 
 def run_main(cfg: Config) -> list[dict[str, float]]:

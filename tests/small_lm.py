@@ -3,29 +3,37 @@
 import atexit
 import functools
 import importlib
+import itertools
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from graft import config
 from graft.config.options import Config
+from graft.errors import exit_cleanly
 from graft.students._tiny_lm import make
 from graft.students.causal_lm import CausalLM
 from graft.tasks import gsm8k
 from graft.tasks._text import TextTask
 from graft.training.journal import read
+from graft.training.objective import Objective
 from small import ROOT, environment
 
 FAMILIES = ("qwen3", "llama", "gemma3")
 TRAIN, TEST = 60, 4
 CPU = torch.device("cpu")
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["graft.train_distill", "small_lm", "graft.teachers.context_lm"])
 KEYS = ["train.batch_size=8", "train.log_every=1", "train.tensorboard=false", "train.eval_every=0",
         "train.checkpoint_every=0", "train.duration=4st", "optim.warmup=1st", "optim.lr=1e-2", "student.rank=4"]
 
@@ -110,6 +118,46 @@ def run_main(cfg: Config) -> list[dict[str, float]]:
     """Run the method's real `main` in this process; returns its log."""
     importlib.import_module(f"graft.train_{cfg.method}").main(cfg)
     return read(cfg.run_dir / "metrics.jsonl")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+    """Stop a run at these calls of its objective, counted from here on and from 1."""
+    real, count = Objective.forward, itertools.count(1)
+
+    def forward(self, *args, **kwargs):
+        if next(count) in calls:
+            raise Interrupted
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+
+
+def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A log without what differs from one run of the same to the next."""
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def kill_and_finish(cfg: Config, *lines: int) -> None:
+    """Kill a run each time its log has so many lines of training, then let it end."""
+    log = cfg.run_dir / "metrics.jsonl"
+    for count in lines:
+        process = FORK.Process(target=_child, args=(cfg,))
+        process.start()
+        while process.is_alive() and not (log.exists() and log.read_text().count('"lr"') >= count):
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+    run_main(cfg)
+
+
+def _child(cfg: Config) -> None:
+    torch.set_num_threads(1)
+    exit_cleanly(lambda: run_main(cfg))
 
 
 def launch(output_dir: Path, *overrides: str, method: str = "distill",

@@ -24,13 +24,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graft import config
 from graft.config.options import Term
-from graft.errors import UserError
 from graft.evaluation.scoring import score_answers
 from graft.runtime import checkpoint
 from graft.students import _language
 from graft.tasks import _prompts
 from graft.training.objective import Objective
-from small import BASE
+from small import BASE, one_line
 from small_lm import FAMILIES, batch, build, disturb, lm, run_main, student, task, tiny
 
 WAYS = [True, False]
@@ -41,13 +40,6 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def whole(model, tokens) -> torch.Tensor:
     """Logits (B, T, V) of all positions, by transformers."""
     return model.lm(input_ids=tokens.ids, use_cache=False).logits
-
-
-def one_line(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
-    return str(caught.value)
 
 
 def changed(family: str, to: Path, **values) -> str:

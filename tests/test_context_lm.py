@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from graft.config import parts
 from graft.config.options import Part, Term
-from graft.errors import DiskProblem, UserError
+from graft.errors import DiskProblem
 from graft.losses import topk
 from graft.outputs import TopK
 from graft.tasks._context import Context, encode
 from graft.teachers import _topk, _topk_cache, context_lm
+from small import one_line
 from small_lm import CPU, batch, build, disturb, lm, run_main, student, sums, task, tiny
 
 FORMS = [{"form": "mse"}, {"form": "centred_mse"}, {"form": "kl"}, {"form": "jsd"},
@@ -32,13 +33,6 @@ ITEMS = (3, 17, 30, 9)
 @pytest.fixture
 def about():
     return task()
-
-
-def one_line(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def teach(about, learner, **args):
@@ -479,7 +473,7 @@ def test_damage_to_an_unfinished_cache_is_found_before_it_is_finished(about, tmp
 
 def test_one_job_builds_a_cache_at_a_time(about, tmp_path):
     with _topk_cache._alone(tmp_path / "c"):
-        assert "another job is running here" in one_line(make_cache, tmp_path / "c", about)
+        assert "another job is running here" in one_line(make_cache, tmp_path / "c", about, exit_code=4)
     assert make_cache(tmp_path / "c", about) == 54
 
 
@@ -506,7 +500,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(about, tmp_path, mon
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    assert "MiB are free" in one_line(make_cache, tmp_path / "c", about)
+    assert "MiB are free" in one_line(make_cache, tmp_path / "c", about, exit_code=74)
     assert not [file for file in (tmp_path / "c").iterdir() if not file.name.endswith(".lock")]
     monkeypatch.undo()
     make_cache(tmp_path / "c", about)

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import multiprocessing
 import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 from graft.config.options import Term
-from graft.errors import UserError, exit_cleanly
 from graft.losses import topk
 from graft.runtime import checkpoint
 from graft.tasks._context import Context
@@ -20,11 +17,24 @@ from graft.teachers import _topk_cache, context_lm
 from graft.training import objective
 from graft.training.journal import read
 from graft.training.objective import Objective
-from small import assert_same_training, weights
-from small_lm import CPU, FAMILIES, batch, build, disturb, launch, lm, run_main, student, task, tiny
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["graft.train_distill", "small_lm", "graft.teachers.context_lm"])
+from small import assert_same_training, one_line, weights
+from small_lm import (
+    CPU,
+    FAMILIES,
+    Interrupted,
+    batch,
+    build,
+    disturb,
+    interrupt,
+    kill_and_finish,
+    launch,
+    lm,
+    run_main,
+    student,
+    task,
+    tiny,
+    untimed,
+)
 
 CE = {"smoothing": 0.0, "smooth_soft": True}
 KL = {"form": "kl", "tau": 1.0, "tail": "bucket", "position": "predicting"}
@@ -33,13 +43,6 @@ TEACHER = "teacher={name: context_lm, shots: 3, k: 16%s}"
 TERMS = "objective=[{name: ce}, {name: topk, weight: 0.5, form: kl}]"
 DISTILL = ("method=distill", TEACHER % "", TERMS)
 DROPOUT_OFF = "student.dropout=0"
-
-
-def one_line(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
-    return str(caught.value)
 
 
 def distilled(output_dir: Path, *overrides: str, **options):
@@ -206,10 +209,6 @@ def test_cached_and_online_training_agree_step_by_step(tmp_path, lora):
 
 # -------------------------------------------------------------------------------------------------- resuming
 
-class Interrupted(Exception):
-    pass
-
-
 RESUMED = ("student.dropout=0.3", "train.duration=9st", "train.checkpoint_every=2st", "train.eval_every=3st",
            "train.accumulate=2")
 
@@ -220,14 +219,7 @@ def test_an_interrupted_run_ends_bit_identical(tmp_path, monkeypatch, family, lo
     serve = [*RESUMED, f"student.lora={lora}", TEACHER % (", serve: adapter" if lora else ", serve: copy")]
     rows = run_main(distilled(tmp_path / "whole", *serve, family=family))
     cfg = distilled(tmp_path / "stopped", *serve, family=family)
-    real, calls = Objective.forward, itertools.count(1)
-
-    def forward(self, *args, **kwargs):
-        if next(calls) in (12, 20):  # in step 5, which begins again at 4, then in step 7
-            raise Interrupted
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(Objective, "forward", forward)
+    interrupt(monkeypatch, 12, 20)  # in step 5, which begins again at 4, then in step 7
     resumed = []
     for _ in range(2):
         with pytest.raises(Interrupted):
@@ -236,13 +228,7 @@ def test_an_interrupted_run_ends_bit_identical(tmp_path, monkeypatch, family, lo
     assert resumed == [4, 6]
     again = run_main(cfg)
     assert weights(tmp_path / "whole/seed0") == weights(cfg.run_dir)
-    assert [{k: v for k, v in row.items() if "second" not in k} for row in again] == \
-        [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-
-
-def child(cfg) -> None:
-    torch.set_num_threads(1)
-    exit_cleanly(lambda: run_main(cfg))
+    assert untimed(again) == untimed(rows)
 
 
 @pytest.mark.slow
@@ -253,16 +239,7 @@ def test_a_killed_run_ends_bit_identical(tmp_path, lora):
     torch.set_num_threads(1)
     run_main(distilled(tmp_path / "whole", *serve))
     cfg = distilled(tmp_path / "killed", *serve)
-    log = cfg.run_dir / "metrics.jsonl"
-    for lines in (5, 14, 27):
-        process = FORK.Process(target=child, args=(cfg,))
-        process.start()
-        while process.is_alive() and not (log.exists() and log.read_text().count('"lr"') >= lines):
-            time.sleep(0.005)
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-    run_main(cfg)
+    kill_and_finish(cfg, 5, 14, 27)
     assert weights(tmp_path / "whole/seed0") == weights(cfg.run_dir)
 
 
@@ -303,15 +280,8 @@ def test_smoke_of_every_family(tmp_path, monkeypatch, family, lora):
     serve = f", serve: {'adapter' if lora else 'copy'}, precision: bf16"
     for cfg in (tiny(tmp_path / "b", *common, family=family),
                 distilled(tmp_path / "d", *common, TEACHER % serve, family=family)):
-        real = Objective.forward
-
-        def forward(self, *args, real=real, calls=itertools.count(1), **kwargs):  # noqa: B008
-            if next(calls) == 4:
-                raise Interrupted
-            return real(self, *args, **kwargs)
-
         with monkeypatch.context() as patched:
-            patched.setattr(Objective, "forward", forward)
+            interrupt(patched, 4)
             with pytest.raises(Interrupted):
                 run_main(cfg)
         assert checkpoint.steps(cfg.run_dir) == [2]

@@ -1,11 +1,8 @@
 """Whose answers a student is trained on: the teacher's from a cache, its own as it trains."""
 
-import itertools
 import json
-import multiprocessing
 import re
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +10,6 @@ import pytest
 import torch
 
 from graft import config
-from graft.errors import UserError
 from graft.evaluation import answers, engines, generation
 from graft.evaluation._transformers import answer, until_end
 from graft.runtime import checkpoint
@@ -22,20 +18,28 @@ from graft.teachers import _targets, context_lm
 from graft.training.batches import order
 from graft.training.objective import Objective
 from graft.training.rollouts import Rollouts
-from small import assert_same_training, weights
-from small_lm import base_config, batch, disturb, last_wins, launch, lm, run_main, student, task, tiny
+from small import assert_same_training, one_line, weights
+from small_lm import (
+    Interrupted,
+    base_config,
+    batch,
+    disturb,
+    interrupt,
+    kill_and_finish,
+    last_wins,
+    launch,
+    lm,
+    run_main,
+    student,
+    task,
+    tiny,
+    untimed,
+)
 
 NEW = "evaluate.max_new_tokens=12"
 TEACHER = "teacher={name: context_lm, shots: 2, k: 16, targets: teacher, temperature: 0.7%s}"
 OWN = "teacher={name: context_lm, shots: 2, k: 16, targets: student, sample_every: 2%s}"
 KL = "objective=[{name: ce, weight: 0}, {name: topk, form: %s}]"
-
-
-def one_line(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
-    return str(caught.value)
 
 
 def distill(output_dir: Path, *overrides: str, **options):
@@ -217,31 +221,15 @@ def test_an_on_policy_run_that_is_stopped_ends_bit_identical(tmp_path, monkeypat
             "train.checkpoint_every=2st", "train.accumulate=2", "student.dropout=0.3"]
     rows = run_main(distill(tmp_path / "whole", *args))
     cfg = distill(tmp_path / "stopped", *args)
-    real, calls = Objective.forward, itertools.count(1)
-
-    class Interrupted(Exception):
-        pass
-
-    def forward(self, *given, **more):
-        if next(calls) in (12, 20):
-            raise Interrupted
-        return real(self, *given, **more)
-
-    monkeypatch.setattr(Objective, "forward", forward)
+    interrupt(monkeypatch, 12, 20)
     for _ in range(2):
         with pytest.raises(Interrupted):
             run_main(cfg)
     again = run_main(cfg)
     assert weights(tmp_path / "whole/seed0") == weights(cfg.run_dir)
-    strip = [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-    assert [{k: v for k, v in row.items() if "second" not in k} for row in again] == strip
+    assert untimed(again) == untimed(rows)
     other = run_main(distill(tmp_path / "other", *args, seed=1))
     assert other[0]["train/topk"] != rows[0]["train/topk"]
-
-
-def child(cfg) -> None:
-    torch.set_num_threads(1)
-    run_main(cfg)
 
 
 @pytest.mark.slow
@@ -250,16 +238,7 @@ def test_an_on_policy_run_that_is_killed_ends_bit_identical(tmp_path):
     torch.set_num_threads(1)
     run_main(distill(tmp_path / "whole", *args))
     cfg = distill(tmp_path / "killed", *args)
-    log = cfg.run_dir / "metrics.jsonl"
-    for lines in (4, 11, 21):
-        process = multiprocessing.get_context("forkserver").Process(target=child, args=(cfg,))
-        process.start()
-        while process.is_alive() and not (log.exists() and log.read_text().count('"lr"') >= lines):
-            time.sleep(0.005)
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-    run_main(cfg)
+    kill_and_finish(cfg, 4, 11, 21)
     assert weights(tmp_path / "whole/seed0") == weights(cfg.run_dir)
 
 
@@ -344,15 +323,8 @@ def test_a_run_with_an_averaged_teacher_that_is_stopped_ends_bit_identical(tmp_p
     fixed = run_main(distill(tmp_path / "fixed", *args, EMA.replace("ema,", "adapter,")))
     assert rows[0]["train/topk"] == fixed[0]["train/topk"] and rows[2]["train/topk"] != fixed[2]["train/topk"]
     cfg = distill(tmp_path / "stopped", *args)
-    real, calls = Objective.forward, itertools.count(1)
-
-    def forward(self, *given, **more):
-        if next(calls) == 6:
-            raise KeyboardInterrupt
-        return real(self, *given, **more)
-
-    monkeypatch.setattr(Objective, "forward", forward)
-    with pytest.raises(KeyboardInterrupt):
+    interrupt(monkeypatch, 6)
+    with pytest.raises(Interrupted):
         run_main(cfg)
     assert checkpoint.steps(cfg.run_dir) == [2, 4]
     run_main(cfg)

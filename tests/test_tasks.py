@@ -25,6 +25,7 @@ from graft.errors import UserError
 from graft.tasks import _cache, _images, _parquet, cifar10, cifar100, digits, imagefolder, mnist, parquet_images
 from graft.tasks._files import parquet_files
 from graft.tasks._task import ResidentSplit, StreamedSplit, fingerprint, stratified_pick, stratified_split
+from small import one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -58,13 +59,6 @@ def write_cifar(folder, train=40, test=20, kind="PNG", **options):
         write_parquet(folder / f"{split}.parquet", [encode(picture(first + i), kind, **options) for i in range(n)],
                       [i % 10 for i in range(n)])
     return str(folder)
-
-
-def one_line(build, **arguments):
-    with pytest.raises(UserError) as caught:
-        build(**arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------ splitting
@@ -300,7 +294,7 @@ def test_interrupted_cache_entry_is_invisible(tmp_path, monkeypatch):
     for broken in (_cache.os, "replace"), (_cache.np, "save"):
         with monkeypatch.context() as patch:
             patch.setattr(*broken, lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            assert "cannot keep decoded images (No space left" in one_line(lambda: toy(file, 0))
+            assert "cannot keep decoded images (No space left" in one_line(lambda: toy(file, 0), exit_code=74)
     assert not list((tmp_path / "cache").glob("decoded/*.partial"))
     images, encoding = toy(file, 1)
     assert images.tolist() == [1, 1, 1] and encoding == "PNG"

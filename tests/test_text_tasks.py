@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from graft.errors import UserError
 from graft.students._tiny_lm import make
 from graft.tasks import commonsenseqa, gsm8k, math
 from graft.tasks._text import Item
+from small import one_line
 
 TRAIN, TEST = 60, 12
 
@@ -48,13 +48,6 @@ def build(tmp_path, lm):
     """The task on sixty sums; keyword arguments as in its configuration."""
     root = write(tmp_path / "sums")
     return lambda **args: gsm8k.build(**{"tokenizer": lm, "root": root, "val_fraction": 0.2, **args})
-
-
-def one_line(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 
 from graft.config import schema
-from graft.errors import UserError
 from graft.students._tiny_lm import make
 from graft.tasks import _context, _other_texts, _prompts
 from graft.tasks._answers import number
 from graft.tasks._context import Context, choose, derangement, encode
 from graft.tasks._text import Item, TextTask, text_task
+from small import one_line
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,6 @@ def task(prompt) -> TextTask:
 
 
 KINDS = [Context(kind, 4) for kind in ("fewshot", "zeroshot", "shuffled_answers", "wrong_shots", "random_shots")]
-
-
-def one_line(call, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def pairs(task, split="train") -> dict[str, str]:
