@@ -169,6 +169,18 @@ def test_resized_crop_equals_torchvision_and_carries_its_geometry(shape, size):
     assert error[..., 2:-2, 2:-2].max() < 0.5
 
 
+def test_a_large_image_is_cropped_as_torchvision_crops_bytes():
+    images, draw = noise(3, 72, 80), Draw(0, 1, torch.arange(B))
+    scale, ratio = (0.1, 1.0), (0.5, 2.0)
+    view = resized_crop.apply(with_geometry(images), draw, scale=scale, ratio=ratio, size=64)
+    boxes, found = proposals(draw("resized_crop", 22), scale, ratio, 72, 80, (72, 80))
+    for image, got, (top, bottom, left, right) in zip(images[found], view.inputs[found], boxes[found]):
+        assert torch.equal(got, F.resized_crop(image, top, left, bottom - top, right - left, [64, 64], antialias=True))
+    # and as smaller ones are, but for how a level is rounded
+    double = resized_crop._product(images, boxes, (64, 64))[found]
+    assert (view.inputs[found] - double).abs().max() < 1.01
+
+
 def test_resized_crop_hides_what_was_hidden():
     view = with_geometry(torch.full((B, 1, 16, 16), 255, dtype=torch.uint8))
     draw = Draw(0, 0, torch.arange(B))
