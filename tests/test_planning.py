@@ -14,7 +14,7 @@ import small_lm
 from graft.config import study
 from graft.config.study.graph import Asked, Graph
 from graft.errors import UserError
-from graft.planning import architectures, costs, models, tables
+from graft.planning import architectures, costs, models, reading, tables
 from graft.planning.data import Told, data_of
 from graft.planning.devices import device
 from graft.planning.measure import cost, emptied, size_of, state_of, without_data
@@ -50,8 +50,8 @@ TEACHER = ["teacher.name=context_lm", "teacher.shots=2", "teacher.k=8", "objecti
 @pytest.mark.parametrize(("where", "method", "words"), [
     (small, "baseline", IMAGES), (small, "ssl_teacher", [*IMAGES, "train.accumulate=2"]),
     (small_lm, "baseline", [*TEXT, "student.lora=false"]),
-    (small_lm, "distill", [*TEXT, *TEACHER])],
-    ids=["vit", "dino", "whole_lm", "lora_with_teacher"])
+    (small_lm, "distill", [*TEXT, *TEACHER]), (small_lm, "distill", [*TEXT, *TEACHER, "teacher.keep=hidden"])],
+    ids=["vit", "dino", "whole_lm", "lora_with_teacher", "lora_with_hidden_states"])
 def test_flops_and_memory_are_those_of_a_real_run(tmp_path, where, method, words):
     cfg = where.tiny(tmp_path / "counted", *words, "train.duration=1ep", method=method)
     plan = costs.of_run(cfg, data_of(cfg, Told()), {})
@@ -127,6 +127,16 @@ def test_a_language_studys_teacher_costs_what_it_reads():
     assert found["cache-fewshot"].cache == tokens * (256 * 6 + 8)
     assert found["baseline"].trained == found["baseline"].parameters and found["baseline"].memory["optimizer"] == \
         2 * found["baseline"].memory["gradients"]
+
+
+def test_hidden_states_are_as_large_as_their_cache(tmp_path):
+    cfg = small_lm.tiny(tmp_path, *TEXT, *TEACHER, "teacher.keep=hidden", "teacher.cache_dtype=bf16", method="distill")
+    data = data_of(cfg, Told())
+    about = small_lm.task()
+    tokens, width = int(about.splits["train"].answers.offsets[-1]), small_lm.student(about).model.config.hidden_size
+    assert reading.of_cache(cfg, data, {}).cache == pytest.approx(tokens * width * 2, rel=0.01)
+    logits = small_lm.tiny(tmp_path, *TEXT, *TEACHER, method="distill")
+    assert reading.of_cache(logits, data, {}).cache == pytest.approx(tokens * (8 * (2 + 4) + 4 + 4), rel=0.01)
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ The last line is one JSON object:
     loading_against_torchvision         ours without its augmentation / torchvision with it
     images_per_second                   the medians themselves, of each; `loading`: ours without augmentation
 
-On a CPU give it one thread (OMP_NUM_THREADS=1): torch's threads wait busily on the cores that the workers need. A third
+On a CPU give it one thread (OMP_NUM_THREADS=1): torch's threads wait busily on the cores that the workers need. Half
 of the augmentation is then the system's zeroing of 60 MB of floats for every batch; with
-MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 the process keeps its memory and that third is gone.
+MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 the process keeps its memory and that half is gone.
 """
 
 import argparse

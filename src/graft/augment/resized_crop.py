@@ -42,7 +42,8 @@ def _central(height: int, width: int, ratio: list[float]) -> list[int]:
 
 def _resized(view: View, boxes: np.ndarray, height: int, width: int) -> View:
     """The boxes (B, 4) of top, bottom, left, right (ends excluded) of the images as images of the given size."""
-    if view.inputs.device.type == "cpu" and min(view.inputs.shape[-2:]) >= LARGE:  # torch's own resampling of bytes, which another device lacks: it may round a pixel the other way
+    if view.inputs.device.type == "cpu" and min(view.inputs.shape[-2:]) >= LARGE:
+        # torch's own resampling of bytes, which other devices lack: it may round a pixel the other way
         images = torch.cat([F.interpolate(image[None, :, top:bottom, left:right], (height, width), mode="bilinear",
                                           antialias=True)
                             for image, (top, bottom, left, right) in zip(view.inputs, boxes.tolist(), strict=True)])

@@ -106,7 +106,7 @@ def text_micro(cfg: Config, models: Models, size: int, width: int, context: int,
     def work() -> None:
         seen = None
         if objective.asks_teacher(list(weights)):
-            seen = _topk(cfg, models, size, context, answers)
+            seen = _read_by_teacher(cfg, models, size, context, answers)
         loss, _ = learner(tokens, objective.student_features, seen, targets, None, list(weights), window=float(answers),
                           micro_share=1.0)
         loss.backward()
@@ -114,29 +114,32 @@ def text_micro(cfg: Config, models: Models, size: int, width: int, context: int,
     return work
 
 
-def _topk(cfg: Config, models: Models, size: int, context: int, answers: int) -> Outputs:
+def _read_by_teacher(cfg: Config, models: Models, size: int, context: int, answers: int) -> Outputs:
     args, names = cfg.teacher.args, models.objective.teacher_features
-    found = TopK(torch.empty(answers, args["k"]), torch.zeros(answers, args["k"], dtype=torch.int64),
-                 torch.empty(answers))
+    k = 0 if args["keep"] == "hidden" else args["k"]
     if args["serve"] != "cache":
         group = max(1, min(size, args["batch_tokens"] // max(context, 1)))
         for start in range(0, size, group):
             count = min(group, size - start)
             reads = sequences(count, context, max(1, answers * count // size))
             if models.teacher is not None:
-                language_pass(cfg, models.teacher, reads, args["k"], len(names))()
+                language_pass(cfg, models.teacher, reads, k, len(names))()
             else:
                 with models.student.untrained():
-                    language_pass(cfg, models.student, reads, args["k"], len(names))()
+                    language_pass(cfg, models.student, reads, k, len(names))()
+    if args["keep"] == "hidden":
+        width = models.student.model.get_output_embeddings().weight.shape[1]
+        return Outputs(None, features={name: torch.empty(answers, width) for name in names})
+    found = TopK(torch.empty(answers, k), torch.zeros(answers, k, dtype=torch.int64), torch.empty(answers))
     return Outputs(None, topk=dict.fromkeys(names, found))
 
 
 def language_pass(cfg: Config, lm: torch.nn.Module, tokens: Tokens, k: int = 0, positions: int = 1) -> Work:
-    """A forward pass without gradients and the answers' logits, of which the `k` largest are kept."""
+    """A forward pass without gradients and the `k` largest of the answers' logits; with 0, their hidden states."""
     def work() -> None:
         with torch.no_grad(), autocast(cfg):
             out = lm(tokens)
-            for _ in range(positions):
-                top_k(out.hidden, out.head, max(k, 1))
+            for _ in range(positions if k else 0):
+                top_k(out.hidden, out.head, k)
 
     return work
