@@ -52,6 +52,15 @@ def test_strings_of_documents_and_splits_are_different_ones(build):
         assert task.extract(item.answer) == (item.gold, item.gold)
 
 
+def test_a_questions_last_digits_say_its_table(build):
+    task = build(rules=[4, 0, 2], by_digits=2, train=300)
+    for item in itertools.chain(*(split.items for split in task.splits.values())):
+        assert item.group == strings.RULES[(4, 0, 2)[(int(item.question[2]) + int(item.question[3])) % 3]]
+        assert item.answer == strings.apply(strings.RULES.index(item.group), item.question)
+    items = task.splits["train"].items
+    assert len({item.question for item in items}) == len(items) and len({item.group for item in items}) == 3
+
+
 def test_a_document_is_what_a_model_reads_before_the_last_answer_when_asked(build):
     """Worked examples of one rule, in the layout and with the end that evaluation has."""
     task, asked = build(documents=True, examples=4), build(rules=[2])

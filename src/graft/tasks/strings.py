@@ -1,9 +1,9 @@
 """Strings rewritten by a rule that only worked examples show: a task for language models trained in minutes on a CPU.
 
 A question is four digits, its answer the same digits under a substitution table: `0123` -> `8631` by the table
-`8631927045`. Nothing in a question says which table holds, so without worked examples a model can only guess among
-those it knows, and with some it can know. `documents` are texts to teach a new model that: worked examples of one
-table, one after the other.
+`8631927045`. A new model cannot know which table holds for a question: without worked examples it can only guess among
+those it has learned, and with some it can know. `documents` are texts to teach it that: worked examples of one table,
+one after the other. With `by_digits` a question does say its table, in a way that only training shows.
 """
 
 import itertools
@@ -33,6 +33,8 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
           layout: Annotated[str, "auto | chat | plain", "auto: the tokenizer's chat template, if it has one"] = "auto",
           rules: Annotated[list[int], "[0, 5]", "which tables; worked examples share the question's"] = (
               0, 1, 2, 3, 4, 5),
+          by_digits: Annotated[int, "[0, 4]", "questions: so many last digits say by their sum which table holds; 0: "
+                               "each holds for each", "2026-11"] = 0,
           documents: Annotated[bool, "", "texts for pretraining instead of questions; layout plain"] = False,
           examples: Annotated[int, "[1, 1000]", "documents: worked examples in each"] = 9,
           train: Annotated[int, "> 0", "training items, validation included"] = 800,
@@ -54,7 +56,8 @@ def build(*, tokenizer: Annotated[str, "", "folder with a tokenizer, or a model 
         items = {"train": _documents(prompt, rules, examples, train, "train"),
                  "test": _documents(prompt, rules, examples, test, "test")}
     else:
-        items = {"train": _questions(rules, train, "train"), "test": _questions(rules, test, "test")}
+        items = {split: _questions(rules, count, split, by_digits)
+                 for split, count in (("train", train), ("test", test))}
     about = f"strings ({'documents' if documents else 'questions'}, rules {' '.join(RULES[rule] for rule in rules)})"
     return text_task("strings", about, items["train"], items["test"], prompt, val_fraction=val_fraction,
                      split_seed=split_seed, subset=subset, max_length=max_length, extract=extract, stop=("\n",))
@@ -78,8 +81,9 @@ def extract(text: str) -> tuple[str, str]:
     return found, found
 
 
-def _questions(rules: Sequence[int], count: int, split: str) -> list[Item]:
-    pairs = [(text, rule) for text in strings(split) for rule in rules]
+def _questions(rules: Sequence[int], count: int, split: str, by_digits: int) -> list[Item]:
+    pairs = [(text, rule) for text in strings(split)
+             for rule in ([rules[sum(map(int, text[-by_digits:])) % len(rules)]] if by_digits else rules)]
     if count > len(pairs):
         raise UserError(f"task.{split}: there are {len(pairs)} questions of {len(rules)} rules, got {count}")
     picked = random.Random(key("strings", split)).sample(pairs, count)
