@@ -6,17 +6,19 @@
 Prompts, stopping rules, extraction and engine are those by which eval_checkpoints.py scores checkpoints; 0 shots is
 its very prompt. Worked examples are those that the configured teacher reads (teacher.fewshot_seed, teacher.max_length).
 The file has the format of results.json: conditions base_0shot, base_4shot, …, and base_kshot for as many shots as the
-teacher reads (teacher.shots), or the most where those are not asked for.
+teacher reads (teacher.shots), or the most where those are not asked for. `--context instruction FILE...` adds
+base_instruction: the untrained model behind what the teacher reads whose configuration those files lay over the others.
 `accelerate launch` spreads the questions over several processes.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from graft import config
-from graft.config import script_options
+from graft.config import schema, script_options
 from graft.config.options import Config
 from graft.errors import UserError, exit_cleanly
 
@@ -45,6 +47,8 @@ def arguments() -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, such as the teacher's")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file; rows lie in a folder beside it")
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 4, 8])
+    parser.add_argument("--context", nargs="+", action="append", default=[], metavar="NAME FILE",
+                        help="also behind what the teacher of these deltas reads, as base_NAME")
     parser.add_argument("--split", nargs="+", choices=script_options.SPLITS, default=["val"])
     script_options.add_engine(parser)
     # A list takes every word after it, and no file or number has a '=' in it.
@@ -53,6 +57,22 @@ def arguments() -> tuple[argparse.Namespace, Config]:
     script_options.at_least(options, shots=0, limit=0, batch_size=1, tensor_parallel=1)
     options.shots, options.split = sorted(set(options.shots)), list(dict.fromkeys(options.split))
     return options, config.load([options.base_config, *options.config], overrides)
+
+
+def contexts(options: argparse.Namespace, cfg: Config) -> dict[str, Config]:
+    """The configurations of `--context`, by name. Raises UserError where one changes more than what a teacher reads."""
+    found = {}
+    for name, *files in options.context:
+        if not schema.NAME.fullmatch(name) or re.fullmatch(r"(k|\d+)shot", name) or name in found:
+            raise UserError(f"--context: expected {schema.NAME_RULE}, once, and not such as 4shot, got {name!r}")
+        other = config.load([options.base_config, *options.config, *files], cfg.overrides)
+        for part in ("task", "student", "evaluate"):
+            if getattr(other, part) != getattr(cfg, part):
+                raise UserError(f"--context {name}: {' '.join(files)}: changes {part}; expected a teacher alone")
+        if other.teacher.name != "context_lm":
+            raise UserError(f"--context {name}: teacher.name: expected context_lm, got {other.teacher.name}")
+        found[name] = other
+    return found
 
 
 def main() -> None:
@@ -72,7 +92,7 @@ def main() -> None:
     task = parts.build("tasks", cfg.task)
     if not isinstance(task, TextTask):
         raise UserError(f"task.name: {cfg.task.name} has no questions to answer")
-    entries = score(cfg, task, options, processes)
+    entries = score(cfg, task, options, processes, contexts(options, cfg))
     if not processes.is_main_process:
         return
     assembled = results.assemble(options.output.resolve().parent.name, task.about, entries, options.output.parent,

@@ -27,7 +27,7 @@ from graft.reporting import results, stats, tables
 from graft.runtime import checkpoint
 from graft.runtime.place import accelerator
 from graft.students._tiny_lm import make
-from graft.tasks._context import encode
+from graft.tasks._context import Context, encode
 from small import ROOT, environment
 
 BASE = """
@@ -390,6 +390,36 @@ def test_shots_are_those_of_the_teacher(place, tmp_path, monkeypatch, oracle):
     assert [ids for _, ids in oracle] == [tuple(prompts[j].tolist()) for j in
                                           sorted(range(4), key=lambda j: -len(prompts[j]))]
     assert len(set(index)) == 4 and index != [0, 1, 2, 3]
+
+
+def test_what_else_a_teacher_reads_is_a_reference_too(place, study, tmp_path, monkeypatch, oracle):
+    told = tmp_path / "told.yaml"
+    told.write_text("method: distill\nteacher: {name: context_lm, context: instruction, instruction: Add., k: 8}\n"
+                    "objective:\n  - {name: topk}\n")
+    found = few_shot(place, study / "icl.json", monkeypatch, "--shots", "0", "2", "--split", "val", "test",
+                     "--context", "told", str(told))
+    assert list(found["conditions"]) == ["base_0shot", "base_kshot", "base_told"]
+    run = found["conditions"]["base_told"]["runs"][1]
+    assert (run["split"], run["shots"], run["n"], run["context"]["instruction"]) == ("test", 0, 11, "Add.")
+    cfg = config.load([place / "base.yaml", told])
+    task = parts.build("tasks", cfg.task)
+    used = Context("instruction", cfg.teacher.args["shots"], instruction="Add.", max_length=4096)
+    prompts, _ = encode(task, "test", range(11), used, cfg.evaluate.max_new_tokens)
+    assert {tuple(ids.tolist()) for ids in prompts} == {ids for _, ids in oracle[-11:]}
+    assert "vs_baseline" in found["conditions"]["base_told"]
+    merged = evaluate(fresh(study), monkeypatch, "--icl", str(study / "icl.json"))
+    assert list(merged["conditions"])[2:] == ["base_0shot", "base_kshot", "base_told"]
+    del oracle[:]
+    few_shot(place, study / "icl.json", monkeypatch, "--shots", "0", "2", "--split", "val", "test",
+             "--context", "told", str(told))
+    assert not oracle  # what is there is kept
+    wider = tmp_path / "wider.yaml"
+    wider.write_text("task: {val_fraction: 0.3}\n")
+    for words, said in [(["bare"], "bare: teacher.name: expected context_lm, got none"),
+                        (["4shot", str(told)], "not such as 4shot, got '4shot'"),
+                        (["wide", str(wider)], "changes task; expected a teacher alone")]:
+        with pytest.raises(UserError, match=said):
+            few_shot(place, tmp_path / "x.json", monkeypatch, "--shots", "0", "--context", *words)
 
 
 def test_bad_input_is_one_line(place, tmp_path, monkeypatch, oracle):

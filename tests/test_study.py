@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
     (GOOD + "work: {other: {script: scripts/make_tiny_lm.py}}", "conditions.other: is the name of one of work too"),
     (GOOD + "work: {w: {script: scripts/no.py}}", "work.w.script: no such file"),
     (GOOD + "options: {scores: --engine}", "options.scores: expected a list of words"),
+    (GOOD + "icl: {contexts: {told: no.yaml}}", "icl.contexts.told: expected a list of files or names"),
+    (GOOD + "icl: {contexts: {told: [no.yaml]}}", "icl.contexts.told: no such config file: no.yaml"),
     (GOOD + "teachers: {t: {}}", "teachers.t: needs a base and a seed"),
     ("extends: demoo", "configs/study/demoo.yaml: no such study; did you mean demo?"),
     ("extends: csqa_qwen1b7", "extends: configs/study/csqa_qwen1b7.yaml extends another study itself"),
@@ -153,6 +156,15 @@ def test_a_path_among_the_words_of_a_work_is_made_by_it():
         assert ("model/work" in job.needs) is (job.name != "model/work"), job.name
     moved = Graph(study.load("words_smollm2"), Asked(set=("student.model=elsewhere/lm",)))
     assert not any("model/work" in job.needs for job in moved.jobs.values())
+
+
+def test_the_untrained_model_reads_what_teachers_read():
+    job = Graph(study.load("words_smollm2"), Asked()).jobs["icl/work"]
+    words = " ".join(job.words)
+    assert "--context instruction configs/ablation/instruction.yaml --context " in words
+    with_it = study.load("words_smollm2")
+    without = replace(with_it, icl=replace(with_it.icl, contexts={}))
+    assert Graph(without, Asked()).jobs["icl/work"].digest != job.digest
 
 
 def test_language_runs_read_the_caches_that_are_built_for_them():

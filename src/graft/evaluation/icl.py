@@ -1,6 +1,8 @@
-"""The untrained model with worked examples before the question, as it is scored beside checkpoints."""
+"""The untrained model with worked examples before the question, or what else a teacher reads, scored as checkpoints
+are."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,6 +14,7 @@ from graft.evaluation import answers, engines, generation
 from graft.students import _language
 from graft.tasks._context import Context, encode
 from graft.tasks._text import TextTask
+from graft.teachers import context_lm
 
 
 def context(cfg: Config, shots: int) -> Context:
@@ -28,30 +31,33 @@ def gap_shots(cfg: Config, shots: list[int]) -> int:
     return own if own and own in shots else max(shots)
 
 
-def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator) -> list[dict[str, Any]]:
-    """One entry of `conditions.*.runs` for each split and number of shots."""
+def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator,
+          others: Mapping[str, Config] | None = None) -> list[dict[str, Any]]:
+    """One entry of `conditions.*.runs` for each split and number of shots, and for the teacher's context in each of
+    the `others`, by name."""
+    named = {name: context_lm.context_of(task, other.teacher.args) for name, other in (others or {}).items()}
+    contexts = {f"{shots}shot": context(cfg, shots) for shots in options.shots} | named
     asked = {}
     for split in options.split:
         if not len(task.splits[split]):
             raise UserError(f"--split {split}: its data have no such questions"
                             + ("; expected a larger task.val_fraction" if split == "val" else ""))
         index = answers.items(len(task.splits[split]), options.limit)
-        for shots in options.shots:
-            asked[split, shots] = index, *encode(task, split, index, context(cfg, shots),
-                                                 cfg.evaluate.max_new_tokens)
+        for name, used in contexts.items():
+            asked[split, name] = index, *encode(task, split, index, used, cfg.evaluate.max_new_tokens)
     longest = max(int(prompts.lengths.max()) for _, prompts, _ in asked.values())
     source = generation.source(cfg, task, longest, untrained=True)
     engine = engines.engine(
         options.engine, source, batch_size=options.batch_size or cfg.evaluate.batch_size, device=processes.device,
         tensor_parallel=options.tensor_parallel, processes=processes.num_processes)
-    entries = []
-    for (split, shots), (index, prompts, dropped) in asked.items():
-        used = context(cfg, shots)
-        wanted = {"split": split, "step": 0, "shots": shots, "seed": used.seed, "max_length": used.max_length,
+    entries, k = [], f"{gap_shots(cfg, options.shots)}shot"
+    for (split, name), (index, prompts, dropped) in asked.items():
+        used = contexts[name]
+        wanted = {"split": split, "step": 0, "shots": used.examples, "seed": used.seed, "max_length": used.max_length,
                   "limit": options.limit, "cut_short": sum(d > 0 for d in dropped), "weights": "base",
-                  "checkpoint_sha256": _language.identity(source.model, source.revision)}
-        path = options.output.parent / options.output.stem / f"base_{shots}shot" / "eval" / f"{split}-0.json"
+                  "checkpoint_sha256": _language.identity(source.model, source.revision),
+                  **(used.identity(task) if name in named else {})}
+        path = options.output.parent / options.output.stem / f"base_{name}" / "eval" / f"{split}-0.json"
         entry = answers.scored(path, wanted, engine, task, prompts, index, None, options.output.parent, processes)
-        k = shots == gap_shots(cfg, options.shots) > 0
-        entries.append({**entry, "condition": "base_kshot" if k else f"base_{shots}shot"})
+        entries.append({**entry, "condition": f"base_{'kshot' if name == k != '0shot' else name}"})
     return entries

@@ -125,7 +125,7 @@ class _Reader:
                 continue
             if rules[key].type is Any:
                 found[key] = self.base(path, value)
-            elif path in ("deltas", "options"):
+            elif path in ("deltas", "options", "icl.contexts"):
                 found[key] = self.mapping(path, value)
             elif path == "queue":
                 found[key] = queue.layer(self.file, "queue.", self.mapping(path, value))
@@ -176,11 +176,17 @@ class _Reader:
             self.base(f"deltas.{name}", value)
         users: dict[str, Any] = {f"teachers.{name}": item for name, item in study.teachers.items()}
         users |= {f"conditions.{name}": item for name, item in study.conditions.items()}
-        for key, user in {**users, **({"icl": study.icl} if study.icl else {})}.items():
-            for word in user.configs:
+        layers = {f"{key}.configs": user.configs for key, user in users.items()}
+        if study.icl:
+            layers["icl.configs"] = study.icl.configs
+            layers |= {f"icl.contexts.{name}": words for name, words in study.icl.contexts.items()}
+        for key, words in layers.items():
+            if not isinstance(words, list):
+                raise self.fail(key, f"expected a list of files or names of deltas, got {words!r}")
+            for word in words:
                 if word not in study.deltas and not Path(word).is_file():
                     hint = schema.nearest(word, list(study.deltas)) if study.deltas and "/" not in word else ""
-                    raise self.fail(f"{key}.configs", f"no such config file: {word}{hint}")
+                    raise self.fail(key, f"no such config file: {word}{hint}")
         for key, user in users.items():
             if user.script and user.script not in SCRIPTS:
                 raise self.fail(f"{key}.script", f"no such script: {user.script!r}"

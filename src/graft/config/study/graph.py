@@ -121,6 +121,10 @@ class Graph:
                *self.asked.environment.get("EVAL_ARGS", "").split()]
         cfg = self.layers.resolve(sources, words)
         identity = {key: cfg.identity()[key] for key in ("task", "student", "teacher", "evaluate")}
+        for name, configs in self.study.icl.contexts.items():
+            over = self.layers.sources(self.base, configs)[1:]
+            own += ["--context", name, *(source.file for source in over)]
+            identity |= {name: self.layers.resolve([*sources, *over], words).identity()["teacher"]}
         words = [*words_of(sources), "--output", str(self.at / "icl.json"), *own, *words]
         return work("icl", self.at, "scripts/eval_icl.py", words, needs, {**identity, "words": own}, gpus="eval",
                     config=cfg)

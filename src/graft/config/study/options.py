@@ -57,6 +57,7 @@ class Icl:
     configs: Annotated[list[str], "", "files or names of deltas, with the teacher that reads them"] = field(
         default_factory=list)
     shots: Annotated[list[int], ">= 0", "numbers of worked examples"] = field(default_factory=lambda: [0, 4, 8])
+    contexts: dict[str, Any] = field(default_factory=dict)  # name -> deltas over `configs`, with a teacher that reads
 
 
 @dataclass(frozen=True)
