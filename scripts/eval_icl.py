@@ -78,6 +78,7 @@ def contexts(options: argparse.Namespace, cfg: Config) -> dict[str, Config]:
 def main() -> None:
     """Score, assemble, write."""
     options, cfg = arguments()  # before torch is imported
+    others = contexts(options, cfg)
     from graft.config import parts
     from graft.evaluation import engines
     from graft.evaluation.icl import score
@@ -86,13 +87,15 @@ def main() -> None:
     from graft.runtime.provenance import code_sha
     from graft.students._language import origins
     from graft.tasks._text import TextTask
+    from graft.teachers.context_lm import context_of
 
     engines.enter_environment(options.engine)
     processes = accelerator()
     task = parts.build("tasks", cfg.task)
     if not isinstance(task, TextTask):
         raise UserError(f"task.name: {cfg.task.name} has no questions to answer")
-    entries = score(cfg, task, options, processes, contexts(options, cfg))
+    named = {name: context_of(task, other.teacher.args) for name, other in others.items()}
+    entries = score(cfg, task, options, processes, named)
     if not processes.is_main_process:
         return
     assembled = results.assemble(options.output.resolve().parent.name, task.about, entries, options.output.parent,

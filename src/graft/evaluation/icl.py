@@ -14,7 +14,6 @@ from graft.evaluation import answers, engines, generation
 from graft.students import _language
 from graft.tasks._context import Context, encode
 from graft.tasks._text import TextTask
-from graft.teachers import context_lm
 
 
 def context(cfg: Config, shots: int) -> Context:
@@ -32,11 +31,9 @@ def gap_shots(cfg: Config, shots: list[int]) -> int:
 
 
 def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: Accelerator,
-          others: Mapping[str, Config] | None = None) -> list[dict[str, Any]]:
-    """One entry of `conditions.*.runs` for each split and number of shots, and for the teacher's context in each of
-    the `others`, by name."""
-    named = {name: context_lm.context_of(task, other.teacher.args) for name, other in (others or {}).items()}
-    contexts = {f"{shots}shot": context(cfg, shots) for shots in options.shots} | named
+          named: Mapping[str, Context]) -> list[dict[str, Any]]:
+    """One entry of `conditions.*.runs` for each split and number of shots, and for each of the `named` contexts."""
+    contexts = {f"{shots}shot": context(cfg, shots) for shots in options.shots} | dict(named)
     asked = {}
     for split in options.split:
         if not len(task.splits[split]):
