@@ -112,6 +112,8 @@ def test_verdicts_say_what_the_intervals_do(tmp_path, monkeypatch):
     assert said["kd_only_shuffled is more accurate than baseline"] == "contradicted"
     assert said["kd_only is more accurate than kd_only_shuffled"] == "supported"
     assert said["distill is more accurate than baseline"] == "undecided"
+    # against the baseline, against the untrained model, and in a contrast
+    assert page.count("<p class=\"note\">kd_only_shuffled: what do deranged examples give?") == 3
 
 
 def test_names_are_text_and_examples_are_those_of_most_disagreement(study, tmp_path, monkeypatch):

@@ -18,15 +18,15 @@ def of_results(content: dict[str, Any], split: str, label: Callable[[str], str])
                               ("vs_untrained", "Against the untrained model", GAP[0])):
         for name, condition in content["conditions"].items():
             if versus := condition.get(key, {}).get(split, {}).get("accuracy"):
-                found[title].append(_card(claim(name, other), versus, name))
-    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, one["a"]) for one in content.get("contrasts", [])
+                found[title].append(_card(claim(name, other), versus, [name]))
+    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, [one["a"], one["b"]]) for one in content.get("contrasts", [])
                           if (one["split"], one["metric"]) == (split, "accuracy")]
     return {title: cards for title, cards in found.items() if cards}
 
 
-def _card(claim: str, versus: dict[str, Any], about: str) -> dict[str, Any]:
+def _card(claim: str, versus: dict[str, Any], about: list[str]) -> dict[str, Any]:
     """Decided where the interval excludes zero, its p, adjusted for the comparisons beside it, says so too, and there
-    are seeds enough to speak of a method."""
+    are seeds enough to speak of a method. `about`: the conditions in it, the baseline and the untrained model apart."""
     low, high = versus["ci95"]
     beyond = stats.beyond_zero(versus["ci95"])
     note = ""

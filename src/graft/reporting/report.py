@@ -49,6 +49,11 @@ class Sources:
         own = self.study.conditions.get(name) if self.study else None
         return reading.labels(self.results).get(name) or (own.label if own and own.label else name)
 
+    def asks(self, name: str) -> str:
+        """The question for which a condition is there; empty where the study's file has none."""
+        own = self.study.conditions.get(name) if self.study else None
+        return own.asks if own else ""
+
     def names(self) -> list[str]:
         """All conditions, scored or planned, in the order of the results, then of the study."""
         planned = self.study.conditions if self.study else {}

@@ -66,7 +66,7 @@ def conditions(sources: Any) -> list[dict[str, Any]]:
     for name in sources.names():
         own, scored = planned.get(name), sources.results["conditions"].get(name)
         files = [word if isinstance(word, str) else "in the study's file" for word in (own.configs if own else ())]
-        found.append({"name": name, "asks": own.asks if own else "", "files": files, "set": own.set if own else [],
+        found.append({"name": name, "asks": sources.asks(name), "files": files, "set": own.set if own else [],
                       "scored": scored is not None,
                       "differs": [[key, str(old), str(new)] for key, old, new in (scored or {}).get("differs", ())],
                       "recipe": [[key, str(old), str(new)] for key, old, new in
