@@ -78,6 +78,10 @@ def test_forensics_of_a_study(study, tmp_path, monkeypatch, capsys):
     averages = [r["avg_attention_distance"] for r in found["conditions"]["distill"]["runs"]]
     assert summary["avg_attention_distance"] == stats.seed_summary(averages)
     assert averages[1] == pytest.approx(float(heads.image_distance.mean()), abs=1e-5)
+    last = f"patch.{student.depth - 1}"
+    radius = [r["receptive_field"]["layers"][last]["radius"] for r in found["conditions"]["distill"]["runs"]]
+    assert summary["receptive_field_radius"] == stats.seed_summary(radius, stats.POSITIVE) and 0 < radius[0] < 4
+    assert found["references"]["uniform"]["receptive_field_radius"] == pytest.approx(3.0939, abs=1e-4)
     assert found["references"]["uniform"]["mean_distance"] == pytest.approx(4.1365, abs=1e-4)
     assert set(found["references"]["teacher_cka"]["distill"]) == {"random_init", "baseline"}
     out = capsys.readouterr().out

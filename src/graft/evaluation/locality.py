@@ -54,15 +54,23 @@ def measure(runs: Runs, folders: list[Path]) -> Condition:
 
 
 def summarise(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and 95% t-interval over seeds of every average, and of the attention distance by layer."""
+    """Mean and 95% t-interval over seeds of every average, of the attention distance by layer, and of the effective
+    receptive field of the last layer."""
     found: dict[str, Any] = {name: stats.seed_summary([e[name] for e in entries], within)
                              for names, within in ((SHARES, stats.SHARE), (LENGTHS, stats.POSITIVE)) for name in names
                              if all(e[name] is not None for e in entries)}
     found["layer_distance"] = [stats.seed_summary(layer, stats.POSITIVE)
                                for layer in zip(*(e["layer_distance"] for e in entries))]
+    fields = [_last_field(e) for e in entries]
+    if all(field["radius"] is not None for field in fields):
+        found["receptive_field_radius"] = stats.seed_summary([field["radius"] for field in fields], stats.POSITIVE)
     if all("hessian" in e for e in entries):
         found["hessian_trace"] = stats.seed_summary([e["hessian"]["trace"]["value"] for e in entries])
     return found
+
+
+def _last_field(found: dict[str, Any]) -> dict[str, Any]:
+    return [*found["receptive_field"]["layers"].values()][-1]
 
 
 def untrained(runs: Runs, configs: list[Config]) -> dict[str, Any]:
@@ -119,7 +127,9 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
         "graft_version": __version__,
         "data": describe(runs, cfg), "roles": roles, "order": list(conditions),
         "thresholds": {**attention.collapse_thresholds(tokens), "cls_collapse_warning": attention.CLS_WARNING},
-        "references": {"uniform": attention.uniform(tokens), "random_init": untrained(runs, reference.configs),
+        "references": {"uniform": {**attention.uniform(tokens),
+                                   "receptive_field_radius": _last_field(reference.entries[0])["uniform"]},
+                       "random_init": untrained(runs, reference.configs),
                        "teacher_cka": teacher_references(runs, conditions, base_dir, roles.get("baseline", ""))},
         "conditions": {name: {"role": next((role for role, of in roles.items() if of == name), None),
                               "runs": condition.entries, "summary": summarise(condition.entries),

@@ -19,7 +19,8 @@ def of_results(content: dict[str, Any], split: str, label: Callable[[str], str])
         for name, condition in content["conditions"].items():
             if versus := condition.get(key, {}).get(split, {}).get("accuracy"):
                 found[title].append(_card(claim(name, other), versus, [name]))
-    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, [one["a"], one["b"]]) for one in content.get("contrasts", [])
+    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, [one["a"], one["b"]])
+                          for one in content.get("contrasts", [])
                           if (one["split"], one["metric"]) == (split, "accuracy")]
     return {title: cards for title, cards in found.items() if cards}
 

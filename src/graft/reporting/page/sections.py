@@ -18,6 +18,7 @@ SEEN = {"avg_attention_distance": ("attention distance, patches", "mean_distance
         "avg_entropy": ("attention entropy, nats", "entropy"),
         "avg_cls_dispersion": ("dispersion of the class token, patches²", "cls_dispersion"),
         "avg_cls_self_attn": ("class token on itself", "cls_self_attn"),
+        "receptive_field_radius": ("effective receptive field, radius in pixels", "receptive_field_radius"),
         "collapsed_heads_ratio_relative": ("collapsed heads, share", ""), "hessian_trace": ("Hessian trace", "")}
 
 
