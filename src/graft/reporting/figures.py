@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ from graft.reporting import reading
 
 COLUMN, PAGE = 3.25, 6.75  # inches: widths of one column and of both
 DPI = 300
+GREYS = (3, 8)  # their places in petroff10
 # Conditions differ in colour, marker and line style, so that grey print and colour-blind readers can tell them apart.
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
@@ -47,14 +49,16 @@ FORMATS = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Softwa
 
 @contextlib.contextmanager
 def style(name: str = "paper") -> Iterator[None]:
-    """Drawing inside this block has the house style (petroff10 colours: Petroff 2021, arXiv:2107.02270)."""
-    with matplotlib.style.context(["default", "petroff10", _STYLE, STYLES[name]]):
+    """Drawing inside this block has the house style, and `C0` to `C9` are `colours()`."""
+    with matplotlib.style.context(["default", _STYLE, {"axes.prop_cycle": cycler(color=colours())}, STYLES[name]]):
         yield
 
 
 def colours() -> list[str]:
-    """The ten colours of conditions, in order."""
-    return matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
+    """The ten colours of conditions, in order: those of Petroff 2021 (arXiv:2107.02270), the greys last, since
+    references are grey."""
+    found = matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
+    return [one for i, one in enumerate(found) if i not in GREYS] + [found[i] for i in GREYS]
 
 
 def axes(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, list[Axes]]:
