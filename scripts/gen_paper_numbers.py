@@ -24,6 +24,7 @@ FORENSICS = {  # column: (key of the summary, its reference under uniform attent
     "distance, patches": ("avg_attention_distance", "mean_distance", 3),
     "relative": ("avg_relative_distance", None, 3),
     "entropy, nats": ("avg_entropy", "entropy", 3),
+    "receptive field, pixels": ("receptive_field_radius", "receptive_field_radius", 2),
     "collapsed": ("collapsed_heads_ratio_relative", None, 3),
     "trace": ("hessian_trace", None, 0)}
 ROBUSTNESS = {"accuracy": "accuracy", "averaged views": "tta_accuracy", "corrupted": "corrupted_accuracy",
@@ -157,7 +158,8 @@ def language(content: dict[str, Any], where: str) -> dict[str, str]:
     found = [finding(*name.split(" - "), one) for name, one in pairs] or [
         finding(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
         for name, condition in _compared(content)]
-    return {"language": "\\newif\\iflanguage\\languagetrue\n" + "".join(
+    kept = "true" if (Path(where).parent / "retention.json").is_file() else "false"
+    return {"language": f"\\newif\\iflanguage\\languagetrue\n\\newif\\ifretention\\retention{kept}\n" + "".join(
                 rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in values.items()),
             "language_findings": items(found),
             "language_table": tables.to_latex(tables.of_split(tables.table(content), SPLIT))}
@@ -199,7 +201,7 @@ def main() -> None:
         files["robustness"] = robustness_table(robust)
     path = args.language and args.language / "results.json"
     files |= language(results.read_results(path), str(path)) if path else {
-        "language": "\\newif\\iflanguage\\languagefalse\n"}
+        "language": "\\newif\\iflanguage\\languagefalse\n\\newif\\ifretention\\retentionfalse\n"}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_text(args.out / f"{name}.tex", text)

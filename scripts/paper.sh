@@ -2,13 +2,13 @@
 # The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
 #   bash scripts/paper.sh                   assets/demo, the published demo
 #   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
-#   LANGUAGE_STUDY=NAME                     the language section: experiments/NAME (default: that of the published demo)
+#   LANGUAGE_STUDY=NAME                     the language section: experiments/NAME (default: the published words_smollm2)
 # Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 FROM=assets/demo
 [[ -z "${STUDY:-}" ]] || FROM=experiments/$STUDY
-TEXT=assets/demo_language
+TEXT=assets/words_smollm2
 [[ -z "${LANGUAGE_STUDY:-}" ]] || TEXT=experiments/$LANGUAGE_STUDY
 OUT=paper/generated
 
@@ -42,6 +42,9 @@ fi
 "$PYTHON" scripts/gen_paper_numbers.py --study "$FROM" --out "$OUT" "${language[@]}"
 [[ ${#language[@]} -eq 0 ]] || figure language_accuracy scripts/gen_accuracy_fig.py --results "$TEXT/results.json" \
     --name language_accuracy
+if grep -q retentiontrue "$OUT/language.tex"; then
+    figure retention scripts/gen_retention_fig.py --retention "$TEXT/retention.json" --results "$TEXT/results.json"
+fi
 "$PYTHON" scripts/write_results.py --results "$FROM/results.json" --split test --out "$OUT" >/dev/null
 figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
 figure locality_spectrum scripts/gen_locality_fig.py --forensics "$FROM/forensics.json"

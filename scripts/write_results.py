@@ -5,7 +5,8 @@
 
 Contrasts are a second table; as CSV, which holds one table a file, in contrasts.csv.
 `--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
-study's name) of a file, so that no number in it is typed.
+study's name) of a file, and the contrasts alone between `<!-- contrasts demo -->` and `<!-- /contrasts demo -->`, so that
+no number in it is typed.
 """
 
 import argparse
@@ -73,7 +74,11 @@ def main() -> None:
         write_text(args.out / name, text)
         print(args.out / name)
     if args.into:
-        tables.insert(args.into, f"results {content['study']}", tables.shown(content, "test"))
+        known = {f"results {content['study']}": tables.shown(content, "test"),
+                 f"contrasts {content['study']}": tables.to_markdown(tables.of_split(contrasts, "test"))}
+        there = args.into.read_text(encoding="utf-8")
+        for mark in [mark for mark in known if f"<!-- {mark} -->" in there] or known:
+            tables.insert(args.into, mark, known[mark])
         print(args.into)
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Copy what README, paper and tests show of a study into assets/<study>/, to be committed: its JSON files and figures,
-# and its table into README.md where that has a place for it. A study itself writes only into experiments/<study>/.
+# and its tables into README.md and assets/README.md where they have a place for them. A study itself writes only into
+# experiments/<study>/.
 #
 #   bash scripts/lib/publish.sh demo
 set -euo pipefail
@@ -11,10 +12,12 @@ from=experiments/$study to=assets/$study
 PYTHON=${GRAFT_PYTHON:-$PWD/.venv/bin/python}
 mkdir -p "$to"
 # No SVG: each figure is there to be looked at (.png) and printed (.pdf); the scripts draw it from the JSON again.
-for file in "$from"/{results,forensics,robustness}.json "$from"/figures/*.{pdf,png,csv}; do
+for file in "$from"/{results,forensics,robustness,retention}.json "$from"/figures/*.{pdf,png,csv}; do
     if [[ -f "$file" ]]; then cp "$file" "$to/"; fi
 done
-if grep -q "<!-- results $study -->" README.md; then
-    PYTHONPATH=src "$PYTHON" scripts/write_results.py --results "$to/results.json" --out "$from" --into README.md
-fi
-git status --short "$to" README.md
+for file in README.md assets/README.md; do
+    if grep -qE "<!-- (results|contrasts) $study -->" "$file"; then
+        PYTHONPATH=src "$PYTHON" scripts/write_results.py --results "$to/results.json" --out "$from" --into "$file"
+    fi
+done
+git status --short "$to" README.md assets/README.md
