@@ -5,8 +5,8 @@
 
 Contrasts are a second table; as CSV, which holds one table a file, in contrasts.csv.
 `--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
-study's name) of a file, and the contrasts alone between `<!-- contrasts demo -->` and `<!-- /contrasts demo -->`, so that
-no number in it is typed.
+study's name) of a file, and the contrasts alone between such lines that say `contrasts` for `results`: no number in it
+is typed.
 """
 
 import argparse
