@@ -6,7 +6,8 @@
 For every `<base_dir>/<condition>/seed<k>`, at its final step: all metrics of graft.probes.classification on the
 clean split (calibration, per class, confusion, ROC), the same in short under five corruptions at five severities and
 with averaged views, and the agreement with the run's own teacher. It is what the reliability, confusion and ROC
-figures read. Runs of self-supervised training have no classifier and are refused.
+figures read. Corruptions and averaged views are 35 passes over the split; `--images` looks at so many of it there, the
+same for every run. Runs of self-supervised training have no classifier and are refused.
 """
 
 import argparse
@@ -24,10 +25,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--conditions", nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True, help="robustness.json")
     parser.add_argument("--split", choices=script_options.SPLITS, default="test")
+    parser.add_argument("--images", type=int, default=0, help="for corruptions and averaged views; 0: the whole split")
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
     script_options.add_weights(parser)
     script_options.add_data(parser)
-    return parser.parse_args()
+    options = parser.parse_args()
+    script_options.at_least(options, images=0)
+    return options
 
 
 def main() -> None:
@@ -56,7 +60,7 @@ def main() -> None:
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
         "graft_version": __version__,
         "data": {"id": task.data_id, "fingerprint": task.fingerprint, "fingerprints": task.fingerprints,
-                 "classes": task.classes},
+                 "classes": task.classes, "n": evaluator.sizes},
         "order": list(conditions), "conditions": conditions})
     print("| condition | accuracy % | with TTA % | corrupted % | NLL | ECE |\n|---|---|---|---|---|---|")
     for name, condition in conditions.items():

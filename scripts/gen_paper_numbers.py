@@ -60,7 +60,10 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
               for run in condition["runs"] if run["corruptions"]]
     if levels:
         *others, last = map(escape, sorted(levels[0]))
-        values |= {"Corruptions": f"{', '.join(others)} and {last}", "Severities": len(next(iter(levels[0].values())))}
+        sizes = robust["data"].get("n", {})
+        values |= {"Corruptions": f"{', '.join(others)} and {last}", "Severities": len(next(iter(levels[0].values()))),
+                   "CorruptedImages": "" if sizes.get("clean") == sizes.get("corrupted") else
+                   f"Averaged views and corruptions: on {sizes['corrupted']} of these images."}
     lines = [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in values.items()]
     for name, on in (("robustness", robust), ("teachers", teachers), ("curvature", _has_trace(forensics))):
         lines.append(rf"\newif\if{name}\{name}{'true' if on else 'false'}")

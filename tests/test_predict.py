@@ -21,6 +21,8 @@ from graft.errors import UserError
 from graft.evaluation import predictions, rebuild
 from graft.evaluation.scoring import score
 from graft.probes import saliency
+from graft.probes._images import fixed_index
+from graft.probes.corruptions import corrupt
 from graft.runtime import checkpoint
 from small import ROOT, run_main, tiny
 from test_students import a_task, student
@@ -248,7 +250,21 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
         assert len(levels) == 25 and run["corrupted_accuracy"] == pytest.approx(np.mean(levels))
         assert len(set(levels)) > 5 and run["tta"]["views"] == 5 and run["teacher"] is None
         assert condition["summary"]["ece"]["mean"] == run["clean"]["ece"]
-    assert "| vit |" in capsys.readouterr().out
+    assert "| vit |" in capsys.readouterr().out and content["data"]["n"] == {"clean": 360, "corrupted": 360}
+
+    call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "vit", "--images", 40,
+         "--output", tmp_path / "some.json")
+    some = json.loads((tmp_path / "some.json").read_text())
+    assert some["data"]["n"] == {"clean": 360, "corrupted": 40}
+    whole, part = (one["conditions"]["vit"]["runs"][0] for one in (content, some))
+    assert part["clean"] == whole["clean"]
+    model, task = model_of(runs / "vit/seed0")
+    split, index = task.splits["test"], fixed_index(task.splits["test"], 40).sort().values
+    (images, labels), = split.batches([index])
+    noisy = corrupt(images, "gaussian_noise", 3, index)
+    with torch.no_grad():
+        right = (model.eval()(noisy.float() / 255).logits.argmax(1) == labels).float().mean()
+    assert part["corruptions"]["gaussian_noise"]["3"]["accuracy"] == pytest.approx(float(right))
     with pytest.raises(UserError, match="nope: no finished run"):
         call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "nope", "--output", tmp_path / "x.json")
 

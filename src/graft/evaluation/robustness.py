@@ -12,7 +12,7 @@ from tqdm import tqdm
 from graft.errors import UserError
 from graft.evaluation import rebuild
 from graft.evaluation.scoring import score
-from graft.probes import classification
+from graft.probes import _images, classification
 from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
 from graft.reporting import stats
 from graft.tasks._task import Split, Task
@@ -35,11 +35,26 @@ class Corrupted:
             yield corrupt(images, self.name, self.severity, index), labels
 
 
+class Some:
+    """Those images of a split that are at `index`."""
+
+    def __init__(self, split: Split | Corrupted, index: Tensor):
+        self.split, self.index = split, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batches(self, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As the split's own."""
+        return self.split.batches([self.index[part] for part in order])
+
+
 class Evaluator:
-    """Evaluates runs; data sets are built once."""
+    """Evaluates runs; data sets are built once. `sizes`: how many images were looked at, clean and corrupted."""
 
     def __init__(self, options: argparse.Namespace):
-        self.split, self.weights = options.split, options.weights
+        self.split, self.weights, self.images = options.split, options.weights, options.images
+        self.sizes: dict[str, int] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
 
@@ -54,6 +69,8 @@ class Evaluator:
             raise UserError(f"{run_dir}: --split {self.split}: its data have no such images")
         student, info = rebuild.classifier(run, self.weights, self.device)
         labels = split.labels.numpy()
+        index = _images.fixed_index(split, self.images or len(split)).sort().values
+        self.sizes, theirs = {"clean": len(split), "corrupted": len(index)}, labels[index.numpy()]
 
         def log_probs(model: nn.Module, split: Any):
             return score(model, split, self.device, cfg.evaluate.batch_size, log_probs=True)["log_probs"]
@@ -61,13 +78,13 @@ class Evaluator:
         clean = log_probs(student, split)
         averaged = AveragedViews(student, rebuild.mirrors(cfg))
         corruptions = {name: {str(severity): classification.probabilistic(
-            labels, log_probs(student, Corrupted(split, name, severity))) for severity in SEVERITIES}
+            theirs, log_probs(student, Some(Corrupted(split, name, severity), index))) for severity in SEVERITIES}
             for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
         levels = [level["accuracy"] for levels in corruptions.values() for level in levels.values()]
         return {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
                 "split": self.split, "other_data": different[self.split],
                 "clean": classification.evaluate(labels, clean, task.classes),
-                "tta": {**classification.probabilistic(labels, log_probs(averaged, split)),
+                "tta": {**classification.probabilistic(theirs, log_probs(averaged, Some(split, index))),
                         "views": 10 if averaged.flip else 5},
                 "teacher": self.teacher(run, task, log_probs, clean),
                 "corruptions": corruptions, "corrupted_accuracy": sum(levels) / len(levels)}

@@ -160,7 +160,10 @@ def robustness(sources: Any) -> dict[str, Any]:
     names = [(sources.number(name), sources.label(name)) for name in own]
     chart = charts.lines([diagonal, *series], "Accuracy in percent by confidence, all seeds of a condition together",
                          "confidence, %", whole=False) + charts.legend(names, ["calibrated"])
-    return {"head": ["condition", *(MEASURES[key][0] for key in keys)], "rows": rows, "chart": chart,
+    sizes = content["data"].get("n", {})
+    some = "" if sizes.get("clean") == sizes.get("corrupted") else (
+        f"; corruptions and averaged views on {sizes['corrupted']:,} of {sizes['clean']:,} images")
+    return {"head": ["condition", *(MEASURES[key][0] for key in keys)], "rows": rows, "chart": chart, "some": some,
             "corruptions": _corruptions(sources, own)}
 
 
