@@ -142,7 +142,7 @@ def test_the_studies_start_runs_that_load_after_what_they_need(name):
         assert job.script in (f"src/graft/train_{job.config.method}.py", "src/graft/train_ablation.py")
     assert all(item.asks for item in whole.conditions.values())
     assert {job.name for job in graph.jobs.values() if job.kind == "run"} >= {
-        f"{condition}/seed{seed}" for condition in whole.conditions for seed in whole.seeds}
+        f"{name}/seed{seed}" for name, item in whole.conditions.items() for seed in item.seeds or whole.seeds}
     assert not graph.left_out
     for job in steps(graph, list(whole.conditions), whole.references, whole.icl is not None):
         assert (ROOT / job.script).is_file(), job.script
