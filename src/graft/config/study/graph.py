@@ -124,7 +124,7 @@ class Graph:
         for name, configs in self.study.icl.contexts.items():
             over = self.layers.sources(self.base, configs)[1:]
             own += ["--context", name, *(source.file for source in over)]
-            identity |= {name: self.layers.resolve([*sources, *over], words).identity()["teacher"]}
+            identity |= {f"context {name}": self.layers.resolve([*sources, *over], words).identity()["teacher"]}
         words = [*words_of(sources), "--output", str(self.at / "icl.json"), *own, *words]
         return work("icl", self.at, "scripts/eval_icl.py", words, needs, {**identity, "words": own}, gpus="eval",
                     config=cfg)
