@@ -219,3 +219,12 @@ def test_curves_show_names_and_percent_and_the_file_keeps_keys(monkeypatch, stud
     assert max(accuracy.lines[0].get_ydata()) == pytest.approx(90) and max(loss.lines[0].get_ydata()) == 1
     drawn = pd.read_csv(study / "out" / "curves.csv")
     assert drawn[drawn["key"] == "val/accuracy"]["mean"].max() == pytest.approx(0.9)
+
+
+def test_panels_that_share_their_rows_show_their_display_names():
+    with figures.style():
+        figure, axes = figures.axes(figures.PAGE, 2, 1, 2, sharey=True)
+        axes[0].set_yticks([0, 1], ["a", "b"])
+        figures.rename(figure, {"a": "labels alone"})
+        figure.draw_without_rendering()
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["labels alone", "b"]

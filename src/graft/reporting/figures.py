@@ -146,8 +146,10 @@ def rename(figure: Figure, labels: dict[str, str]) -> None:
     for text in figure.findobj(Text):
         text.set_text(shown(text.get_text()))
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-        if isinstance(axis.get_major_locator(), FixedLocator):  # its labels are made anew when it is drawn
-            axis.set_ticks(axis.get_ticklocs(), [shown(text.get_text()) for text in axis.get_ticklabels()])
+        own = [shown(text.get_text()) for text in axis.get_ticklabels()]
+        # The labels of a fixed locator are made anew when it is drawn; a panel that shares them has none of its own.
+        if isinstance(axis.get_major_locator(), FixedLocator) and any(own):
+            axis.set_ticks(axis.get_ticklocs(), own)
 
 
 def _labels(args: argparse.Namespace) -> dict[str, str]:
