@@ -10,7 +10,7 @@ study=${1:?the name of a study}
 from=experiments/$study to=assets/$study
 [[ -f "$from/results.json" ]] || { echo "error: $from/results.json: missing; run bash scripts/study.sh $study" >&2; exit 2; }
 PYTHON=${GRAFT_PYTHON:-$PWD/.venv/bin/python}
-mkdir -p "$to"
+rm -rf "$to"; mkdir -p "$to"  # no figure of an earlier version stays
 # No SVG: each figure is there to be looked at (.png) and printed (.pdf); the scripts draw it from the JSON again.
 for file in "$from"/{results,forensics,robustness,retention}.json "$from"/figures/*.{pdf,png,csv}; do
     if [[ -f "$file" ]]; then cp "$file" "$to/"; fi
