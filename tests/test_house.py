@@ -152,22 +152,46 @@ def test_names_in_the_lock_file_cover_the_dependencies():
         assert re.split(r"[><=\[]", item)[0].lower().replace("_", "-") in locked, item
 
 
-@pytest.mark.parametrize("study", ["demo", "demo_language"])
-def test_the_tables_in_the_readme_are_those_of_the_results(study):
+@pytest.mark.parametrize("study", [path.parent.name for path in sorted((ROOT / "assets").glob("*/results.json"))])
+def test_the_tables_in_the_documents_are_those_of_the_results(study):
     from graft.reporting import results, tables
-    shown = tables.shown(results.read_results(ROOT / f"assets/{study}/results.json"), "test")
-    assert f"<!-- results {study} -->\n{shown}<!-- /results {study} -->" in (ROOT / "README.md").read_text()
+    content = results.read_results(ROOT / f"assets/{study}/results.json")
+    shown = {f"results {study}": tables.shown(content, "test"),
+             f"contrasts {study}": tables.to_markdown(tables.of_split(tables.contrasts(content), "test"))}
+    there = [mark for mark in shown for file in ("README.md", "assets/README.md")
+             if f"<!-- {mark} -->\n{shown[mark]}<!-- /{mark} -->" in (ROOT / file).read_text()]
+    marked = [mark for mark in shown for file in ("README.md", "assets/README.md")
+              if f"<!-- {mark} -->" in (ROOT / file).read_text()]
+    assert there == marked and there
 
 
-def test_what_the_readme_says_of_the_language_demo():
-    from graft.reporting import results
-    conditions = results.read_results(ROOT / "assets/demo_language/results.json")["conditions"]
-    closed = {name: conditions[name]["gap_closed"]["test"]["accuracy"]["ci95"] for name in conditions
-              if "gap_closed" in conditions[name]}
-    assert closed["kd_only"][0] > 0.9, "the context moves into the weights"
-    assert closed["kd_only_zeroshot"][1] < 0.1 and closed["kd_only_shuffled"][1] < 0.1, "it is the examples that do it"
-    assert all(closed[name][0] > 0.9 for name in ("baseline", "distill", "zeroshot_teacher", "shuffled_answers")), \
-        "with labels nothing tells the arms apart"
+def test_what_the_readme_says_of_the_vision_demo():
+    from graft.reporting import results, stats
+    content = results.read_results(ROOT / "assets/demo/results.json")
+    said = {name: stats.decided(one["ci95"], one["p_holm"]) for name, condition in content["conditions"].items()
+            if (one := condition["vs_baseline"].get("test", {}).get("accuracy"))}
+    assert said == {"distill": True, "shuffled_logits": False, "ss_distill": False, "shuffled_features": False}
+    assert content["conditions"]["distill"]["vs_baseline"]["test"]["accuracy"]["difference"] > 0
+
+
+def test_what_the_readme_says_of_the_language_study():
+    from graft.reporting import results, stats
+    content = results.read_results(ROOT / "assets/words_smollm2/results.json")
+    conditions = content["conditions"]
+    pairs = {(one["a"], one["b"]): one for one in content["contrasts"] if (one["split"], one["metric"]) ==
+             ("test", "accuracy")}
+    controls = [f"kd_only_{name}" for name in ("zeroshot", "shuffled", "random", "other_rule", "fixed", "one",
+                                               "instruction")]
+    for name in controls:
+        one = pairs["kd_only", name]
+        assert one["difference"] > 0 and stats.decided(one["ci95"], one["p_holm"]), f"more than {name}"
+        assert conditions[name]["vs_untrained"]["test"]["accuracy"]["ci95"][0] <= 0, f"{name} moves nothing"
+    gained = conditions["kd_only"]["gap_closed"]["test"]["accuracy"]["ci95"]
+    assert 0 < gained[0] and gained[1] < 1, "a part"
+    for name in ("distill", "kd_only"):
+        versus = conditions[name]["vs_baseline"]["test"]["accuracy"]
+        assert versus["difference"] < 0 and not stats.decided(versus["ci95"], versus["p_holm"]), "not decided"
+    assert conditions["base_instruction"]["summary"]["test"]["accuracy"]["mean"] < 0.01
 
 
 def test_files_and_scripts_named_in_the_documents_exist():
