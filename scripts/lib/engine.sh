@@ -169,8 +169,10 @@ _in_background() { # LOG GPUS THREADS COMMAND...: hold that many devices while t
         done
     fi
     [[ $threads -gt 1 ]] && OMP_NUM_THREADS=$threads
-    # It wants none, and must not land on the first that is there.
-    CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$@" >>"$log" 2>&1
+    # It wants none, and must not land on the first that is there. Its threads sleep while they wait: awake they take the
+    # cores from their own neighbours where others compute too, and a step takes many times as long.
+    CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} \
+        exec "$@" >>"$log" 2>&1
 }
 
 _slots() { # GPUS: how many jobs that want so many run at a time
