@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graft.augment import Augment, resized_crop
-from graft.config.options import Part, Train
+from graft.config.options import Train
 from graft.errors import UserError
 from graft.evaluation import engines
 from graft.losses._dino import DinoHead
@@ -195,19 +194,6 @@ def test_vllm_is_found_in_its_own_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_VLLM_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"GRAFT_VLLM_PYTHON: .*nowhere: no such file"):
         engines.enter_environment("vllm")
-
-
-def test_large_crops_are_looked_up_on_a_cpu_with_the_same_result(monkeypatch):
-    augment = Augment((Part("resized_crop", {"scale": [0.08, 1.0], "ratio": [0.75, 1.3333]}),), 0)
-    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-    def views() -> list[torch.Tensor]:
-        view = augment(images, torch.zeros(8, dtype=torch.int64), torch.arange(8), 0, num_classes=2, geometry=True)
-        return [view.inputs, view.visible]
-
-    looked_up = views()
-    monkeypatch.setattr(resized_crop, "LARGE", 1000)
-    assert all(torch.equal(a, b) for a, b in zip(looked_up, views(), strict=True))
 
 
 class Pixels:

@@ -162,7 +162,7 @@ def test_what_is_not_known_is_one_line():
 def test_hours_and_what_can_be_decided_follow():
     plan = planned(Graph(study.load("demo"), Asked(only=("baseline",))), Told())
     row, = plan.rows
-    assert row.count == 3 and plan.n == 360
+    assert row.count == 10 and plan.n == 360
     assert H100.hours(row.costs) == pytest.approx(row.costs.flops / (0.4 * 0.5 * 989.4e12) / 3600)
     assert device("", None, None, 0.4, 0.05).hours(row.costs) == pytest.approx(row.costs.flops / 0.05e12 / 3600)
     assert "360 test items" in tables.power(plan, 0.1, 0.005)
@@ -190,7 +190,7 @@ def test_the_script(tmp_path):
     done = subprocess.run([sys.executable, "scripts/plan_study.py", "demo", "--only", "baseline", "--memory", "0.01"],
                           env=small.environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"baseline +3 +.* M!", done.stdout) and "360 test items" in done.stdout
+    assert re.search(r"baseline +10 +.* M!", done.stdout) and "360 test items" in done.stdout
     done = subprocess.run([sys.executable, "scripts/plan_study.py", "demo", "--share", "2"], env=small.environment(),
                           cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --share: expected a number above 0 and at most 1, got 2\n")

@@ -112,7 +112,7 @@ def test_runs_that_are_done_or_another_or_lack_their_teacher(tmp_path, monkeypat
     sweep.run(cfg)
     assert capsys.readouterr().out == "experiments/demo/baseline/seed0: done, skipped\n"
     left_by(other)
-    with pytest.raises(UserError, match=r"is another run \(optim.lr: 0.5 -> 0.006\)"):
+    with pytest.raises(UserError, match=r"is another run \(optim.lr: 0.5 -> 0.003\)"):
         sweep.run(cfg)
     monkeypatch.setattr(sweep, "job_of", lambda cfg: teacher)
     with pytest.raises(UserError, match="needs cnn_teacher/seed0, which is not done"):
