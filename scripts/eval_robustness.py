@@ -56,11 +56,12 @@ def main() -> None:
     if not conditions:
         raise UserError(f"{options.base_dir}: no condition could be evaluated")
     task = next(iter(evaluator.task.built.values()))
+    size = len(task.splits[options.split])
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),
         "graft_version": __version__,
         "data": {"id": task.data_id, "fingerprint": task.fingerprint, "fingerprints": task.fingerprints,
-                 "classes": task.classes, "n": evaluator.sizes},
+                 "classes": task.classes, "n": {"clean": size, "corrupted": min(options.images or size, size)}},
         "order": list(conditions), "conditions": conditions})
     print("| condition | accuracy % | with TTA % | corrupted % | NLL | ECE |\n|---|---|---|---|---|---|")
     for name, condition in conditions.items():

@@ -50,11 +50,10 @@ class Some:
 
 
 class Evaluator:
-    """Evaluates runs; data sets are built once. `sizes`: how many images were looked at, clean and corrupted."""
+    """Evaluates runs; data sets are built once."""
 
     def __init__(self, options: argparse.Namespace):
         self.split, self.weights, self.images = options.split, options.weights, options.images
-        self.sizes: dict[str, int] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
 
@@ -70,7 +69,7 @@ class Evaluator:
         student, info = rebuild.classifier(run, self.weights, self.device)
         labels = split.labels.numpy()
         index = _images.fixed_index(split, self.images or len(split)).sort().values
-        self.sizes, theirs = {"clean": len(split), "corrupted": len(index)}, labels[index.numpy()]
+        theirs = labels[index.numpy()]
 
         def log_probs(model: nn.Module, split: Any):
             return score(model, split, self.device, cfg.evaluate.batch_size, log_probs=True)["log_probs"]
