@@ -1,8 +1,9 @@
-"""Accuracy of every condition and the share of the k-shot gap that it closes, with 95% intervals.
+"""Accuracy of every trained condition and the share of the k-shot gap that it closes, with 95% intervals.
 
     python scripts/gen_ablation_fig.py --results experiments/gsm8k_qwen1b7/results.json --out assets
 
-The untrained model without and with worked examples (base_0shot and base_kshot, from eval_icl.py) is drawn as lines.
+The untrained model without and with worked examples (base_0shot and base_kshot, from eval_icl.py) is drawn as lines;
+behind anything else that it was asked (base_2shot, base_NAME) it is a row where `--conditions` names it.
 """
 
 import math
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 
 from graft.errors import exit_cleanly
 from graft.reporting import figures, results
+from graft.reporting.comparisons import UNTRAINED
 from graft.reporting.estimates import REFERENCES, estimates, limits, name_missing, note, point, reference_lines
 
 SHARES = {"": "accuracy", "flexible_": "accuracy_flexible"}  # prefix of their columns, and metric
@@ -47,10 +49,10 @@ def share_columns(prefix: str) -> list[str]:
 
 
 def shown_shares(rows: pd.DataFrame) -> list[str]:
-    """Those of `SHARES` that have intervals; flexible ones only where they differ from the strict."""
+    """Those of `SHARES` that have intervals; flexible ones only where one differs by a percent of the gap."""
     some = [prefix for prefix in SHARES if rows[f"{prefix}gap_low"].notna().any()]
     strict, flexible = (rows[share_columns(prefix)].to_numpy() for prefix in SHARES)
-    return some[:1] if np.array_equal(strict, flexible, equal_nan=True) else some
+    return some[:1] if np.allclose(strict, flexible, rtol=0, atol=1, equal_nan=True) else some
 
 
 def draw(rows: pd.DataFrame, seeds: pd.DataFrame, found: dict[str, dict[str, Any]], split: str) -> figures.Figure:
@@ -103,8 +105,8 @@ def main() -> None:
     where = f"{args.results}: {args.split}"
     found = estimates(content, args.split)
     name_missing(found, where)
-    chosen = figures.choose(args.conditions or [name for name in found if name not in REFERENCES], list(found), where,
-                            args.allow_missing)
+    trained = [name for name in found if not name.startswith(UNTRAINED)]
+    chosen = figures.choose(args.conditions or trained, list(found), where, args.allow_missing)
     gaps, seeds = shares(content, args.split), seed_values(content, chosen, args.split)
     if len(gaps) and gaps[["gap_low", "flexible_gap_low"]].isna().all(axis=None):
         print(f"{where}: no shares: the interval of the k-shot gap is not above 0", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import comparisons, reading, results, shapes, tables
 from graft.reporting.gains import gains
-from graft.reporting.latex import code, escape, finding, interval, number, tabular
+from graft.reporting.latex import code, escape, findings, interval, number, tabular
 from graft.runtime.files import write_text
 
 SPLIT = "test"
@@ -43,7 +43,8 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
         "Study": escape(content["study"]), "DataSet": escape(data["id"]),
         "Fingerprint": escape(data["fingerprint"][:12]), "Classes": len(data["classes"]),
         "Chance": number(100 / len(data["classes"]), 1), "TrainImages": data["sizes"]["train"],
-        "ValImages": data["sizes"]["val"], "TestImages": data["sizes"]["test"], "Baseline": code(content["baseline"]),
+        "ValImages": data["sizes"]["val"], "TestImages": data["sizes"]["test"],
+        "Baseline": _shown(content, content["baseline"]),
         "Seeds": " to ".join(map(str, [seeds[0], seeds[-1]] if len(seeds) > 1 else seeds)),
         "Commit": code(commit[:12]) + (" with uncommitted changes" if changed else ""),
         "ForensicsSplit": escape(forensics["data"]["split"]), "AttentionImages": seen["attention"],
@@ -83,7 +84,7 @@ def conditions_table(content: dict[str, Any]) -> str:
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
         terms = [f"{escape(key.split('.')[1])} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
                  for key, (old, new) in changed.items() if re.fullmatch(r"objective\.[^.]+\.weight", key)]
-        rows.append([code(name), code(Path(teacher).name) + "".join(f", {escape(note)}" for note in notes),
+        rows.append([_shown(content, name), code(Path(teacher).name) + "".join(f", {escape(note)}" for note in notes),
                      "; ".join(terms) or "---", str(len(condition.get("recipe_differs", ())))])
     return tabular(["condition", "teacher", "objective: weights", "recipe"], rows,
                    r"lp{0.25\linewidth}p{0.3\linewidth}r")
@@ -98,17 +99,33 @@ def _compared(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             if "accuracy" in content["conditions"][name]["vs_baseline"].get(SPLIT, {})]
 
 
+def to_baseline(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every condition against the baseline, as `findings` reads comparisons."""
+    return [(_shown(content, name), _shown(content, content["baseline"]), condition["vs_baseline"][SPLIT]["accuracy"])
+            for name, condition in _compared(content)]
+
+
+def _contrasts(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(_shown(content, one["a"]), _shown(content, one["b"]), one) for one in content.get("contrasts", [])
+            if (one["split"], one["metric"]) == (SPLIT, "accuracy")]
+
+
+def _shown(content: dict[str, Any], name: str) -> str:
+    label = reading.labels(content).get(name)
+    return code(name) if label is None else rf"\textit{{{escape(label)}}}"
+
+
 def efficiency_table(content: dict[str, Any]) -> str:
     """The original's transfer efficiency beside the share of the gap closed."""
-    rows = [[code(row.condition), code(row.teacher), number(100 * row.teacher_accuracy, 2), number(100 * row.ratio, 1),
-             number(100 * row.gap_closed, 1)] for row in gains(content, SPLIT).itertuples()]
+    rows = [[_shown(content, row.condition), _shown(content, row.teacher), number(100 * row.teacher_accuracy, 2),
+             number(100 * row.ratio, 1), number(100 * row.gap_closed, 1)] for row in gains(content, SPLIT).itertuples()]
     return tabular(["condition", "teacher", r"its acc., \%", r"ratio, \%", r"gap, \%"], rows, "llrrr")
 
 
-def forensics_table(forensics: dict[str, Any]) -> str:
+def forensics_table(forensics: dict[str, Any], content: dict[str, Any]) -> str:
     """Attention and curvature of each condition, of untrained students and of uniform attention."""
     columns = {name: spec for name, spec in FORENSICS.items() if spec[0] != "hessian_trace" or _has_trace(forensics)}
-    summaries = {code(name): condition["summary"] for name, condition in forensics["conditions"].items()}
+    summaries = {_shown(content, name): condition["summary"] for name, condition in forensics["conditions"].items()}
     summaries["untrained"] = forensics["references"]["random_init"]["summary"]
     rows = [[name, *(interval(summary[key], decimals) if key in summary else "---"
                      for key, _, decimals in columns.values())] for name, summary in summaries.items()]
@@ -135,10 +152,11 @@ def verdict_table(forensics: dict[str, Any]) -> str:
                    r"llllp{0.17\linewidth}l")
 
 
-def robustness_table(robust: dict[str, Any]) -> str:
+def robustness_table(robust: dict[str, Any], content: dict[str, Any]) -> str:
     """Means and intervals over seeds, in percent."""
-    rows = [[code(name), *(interval(robust["conditions"][name]["summary"][key], 1, 100) for key in ROBUSTNESS.values())]
-            for name in robust["order"]]
+    summaries = {name: robust["conditions"][name]["summary"] for name in robust["order"]}
+    rows = [[_shown(content, name), *(interval(summary[key], 1, 100) for key in ROBUSTNESS.values())]
+            for name, summary in summaries.items()]
     return tabular(["condition", *ROBUSTNESS], rows)
 
 
@@ -155,12 +173,8 @@ def language(content: dict[str, Any], where: str) -> dict[str, str]:
     values = {"LanguageStudy": escape(content["study"]), "LanguageData": escape(content["data"]["id"]),
               "LanguageQuestions": next(run["n"] for run in first["runs"] if run["split"] == SPLIT),
               "LanguageSeeds": first["summary"][SPLIT]["accuracy"]["seeds"], "ZeroShot": untrained, "KShot": shown,
-              "LanguageBaseline": code(content["baseline"])}
-    pairs = [(f"{one['a']} - {one['b']}", one) for one in content.get("contrasts", [])
-             if (one["split"], one["metric"]) == (SPLIT, "accuracy")]
-    found = [finding(*name.split(" - "), one) for name, one in pairs] or [
-        finding(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
-        for name, condition in _compared(content)]
+              "LanguageBaseline": _shown(content, content["baseline"])}
+    found = findings(_contrasts(content) or to_baseline(content))
     kept = "true" if (Path(where).parent / "retention.json").is_file() else "false"
     return {"language": f"\\newif\\iflanguage\\languagetrue\n\\newif\\ifretention\\retention{kept}\n" + "".join(
                 rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in values.items()),
@@ -192,16 +206,15 @@ def main() -> None:
         reading.check(robust, shapes.PAPER_ROBUSTNESS, str(args.study / "robustness.json"))
         reading.check_same(content, robust, args.study / "robustness.json")
     teachers = not gains(content, SPLIT).empty
-    found = [finding(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
-             for name, condition in _compared(content)]
+    found = findings([*to_baseline(content), *_contrasts(content)])
     files = {
         "numbers": macros(content, forensics, robust, teachers), "conditions": conditions_table(content),
         "findings": items(found),
-        "forensics": forensics_table(forensics), "verdicts": verdict_table(forensics)}
+        "forensics": forensics_table(forensics, content), "verdicts": verdict_table(forensics)}
     if teachers:
         files["efficiency"] = efficiency_table(content)
     if robust:
-        files["robustness"] = robustness_table(robust)
+        files["robustness"] = robustness_table(robust, content)
     path = args.language and args.language / "results.json"
     files |= language(results.read_results(path), str(path)) if path else {
         "language": "\\newif\\iflanguage\\languagefalse\n\\newif\\ifretention\\retentionfalse\n"}

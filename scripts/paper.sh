@@ -40,8 +40,7 @@ elif [[ -n "${LANGUAGE_STUDY:-}" ]]; then
     fail "$TEXT/results.json: scripts/eval_checkpoints.py writes it"
 fi
 "$PYTHON" scripts/gen_paper_numbers.py --study "$FROM" --out "$OUT" "${language[@]}"
-[[ ${#language[@]} -eq 0 ]] || figure language_accuracy scripts/gen_accuracy_fig.py --results "$TEXT/results.json" \
-    --name language_accuracy
+[[ ${#language[@]} -eq 0 ]] || figure ablation scripts/gen_ablation_fig.py --results "$TEXT/results.json"
 if grep -q retentiontrue "$OUT/language.tex"; then
     figure retention scripts/gen_retention_fig.py --retention "$TEXT/retention.json" --results "$TEXT/results.json"
 fi

@@ -64,16 +64,20 @@ def test_macros_are_the_numbers_of_the_files(content):
 
 
 @pytest.mark.parametrize(("low", "high", "p", "scope", "says", "never"), [
-    (-0.02, 0.06, 0.4, "seeds and examples", "no difference is shown", "accurate"),
-    (0.01, 0.03, 0.01, "seeds and examples", "is more accurate (adjusted $p = 0.010$)", "zero"),
-    (-0.03, -0.01, 0.0001, "seeds and examples", "is less accurate (adjusted $p < 0.001$)", "zero"),
-    (0.001, 0.03, 0.08, "seeds and examples", "it does not hold (adjusted $p = 0.080$)", "accurate"),
+    (-0.02, 0.06, 0.4, "seeds and examples", "No difference is shown", "accurate"),
+    (0.01, 0.03, 0.01, "seeds and examples", "is more accurate", "zero"),
+    (-0.03, -0.01, 0.0001, "seeds and examples", "is less accurate", "zero"),
+    (0.001, 0.03, 0.08, "seeds and examples", "it does not hold", "accurate"),
     (0.01, 0.03, 0.001, "examples", "of these checkpoints, not of the method", "accurate")])
 def test_a_sentence_says_what_its_interval_allows(low, high, p, scope, says, never):
     versus = {"difference": (low + high) / 2, "ci95": [low, high], "p_holm": p, "detectable": 0.05, "scope": scope}
-    text = paper.finding("new_arm", "baseline", versus)
+    [text] = paper.findings([("new", "old", versus)])
     assert says in text and never not in text
-    assert f"{{[}}${100 * low:+.2f}$, ${100 * high:+.2f}${{]}}" in text
+    assert f"new minus old ${50 * (low + high):+.2f}$ {{[}}${100 * low:+.2f}$, ${100 * high:+.2f}${{]}}" in text
+    decides = "" if scope == "examples" else "($5.00$)" if low < 0 < high else (
+        "($< 0.001$)" if p < 0.001 else f"(${p:.3f}$)")
+    assert text.endswith(f"{{]}} {decides}.".replace(" .", "."))
+    assert paper.findings([("new", "old", versus), ("b", "c", versus)])[0].startswith(text[:-1] + "; b minus c")
 
 
 def test_no_text_of_a_file_is_a_command(content):
@@ -89,9 +93,8 @@ def test_no_text_of_a_file_is_a_command(content):
     forensics["data"]["split"] = evil
     forensics["hypotheses"][0] |= {"name": evil, "claim": evil, "reason": evil, "statistic": evil, "verdict": evil}
     texts = [paper.macros(content, forensics, None, False), paper.conditions_table(content),
-             paper.forensics_table(forensics), paper.verdict_table(forensics),
-             *(paper.finding(name, evil, one["vs_baseline"]["test"]["accuracy"])
-               for name, one in content["conditions"].items() if name != "baseline")]
+             paper.forensics_table(forensics, content), paper.verdict_table(forensics),
+             *paper.findings(paper.to_baseline(content))]
     for text in texts:
         assert "\\input" not in text and "\n\n" not in text and r"\textbackslash{}input\{x\}" in text
 
@@ -189,8 +192,8 @@ def test_the_language_section_is_the_numbers_of_its_file(tmp_path):
     mean = content["conditions"]["base_0shot"]["summary"]["test"]["accuracy"]["mean"]
     assert macro(files["language"], "ZeroShot") == f"${100 * mean:.1f}$" and r"\languagetrue" in files["language"]
     contrasts = [one for one in content["contrasts"] if (one["split"], one["metric"]) == ("test", "accuracy")]
-    assert files["language_findings"].count(r"\item") == len(contrasts) > 0
-    assert f"${100 * contrasts[0]['difference']:+.2f}$ points" in files["language_findings"]
+    assert files["language_findings"].count(" minus ") == len(contrasts) > 0
+    assert f"${100 * contrasts[0]['difference']:+.2f}$ {{[}}" in files["language_findings"]
     used = set(re.findall(r"\\(Language\w+|ZeroShot|KShot)", TEXT))
     assert used == {name for name in re.findall(r"\\newcommand{\\(\w+)}", files["language"])}
     del content["conditions"]["base_kshot"]

@@ -11,6 +11,7 @@ from graft.config import schema
 from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import answers, engines, generation
+from graft.reporting.comparisons import UNTRAINED
 from graft.students import _language
 from graft.tasks._context import Context, encode
 from graft.tasks._text import TextTask
@@ -54,7 +55,7 @@ def score(cfg: Config, task: TextTask, options: argparse.Namespace, processes: A
                   "limit": options.limit, "cut_short": sum(d > 0 for d in dropped), "weights": "base",
                   "checkpoint_sha256": _language.identity(source.model, source.revision),
                   **(used.identity(task) if name in named else {})}
-        path = options.output.parent / options.output.stem / f"base_{name}" / "eval" / f"{split}-0.json"
+        path = options.output.parent / options.output.stem / f"{UNTRAINED}{name}" / "eval" / f"{split}-0.json"
         entry = answers.scored(path, wanted, engine, task, prompts, index, None, options.output.parent, processes)
-        entries.append({**entry, "condition": f"base_{'kshot' if name == k != '0shot' else name}"})
+        entries.append({**entry, "condition": UNTRAINED + ("kshot" if name == k != "0shot" else name)})
     return entries

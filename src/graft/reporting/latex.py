@@ -37,20 +37,43 @@ def tabular(header: list[str], rows: list[list[str]], columns: str = "") -> str:
                       *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
-def finding(name: str, other: str, versus: dict[str, Any]) -> str:
-    """What a comparison shows, in a sentence that says no more than its interval and adjusted p-value do."""
+OUTCOMES = {  # what a comparison's interval and adjusted p-value allow to be said, and what stands in parentheses
+    "more": "The first is more accurate (adjusted $p$)",
+    "less": "The first is less accurate (adjusted $p$)",
+    "family": "The interval alone excludes zero; over the family of comparisons it does not hold (adjusted $p$)",
+    "zero": "No difference is shown: the interval contains zero (smallest difference that would have been found "
+            "reliably, in points)",
+    "checkpoints": "One seed: this speaks of these checkpoints, not of the method",
+    "": "No interval"}
+
+
+def findings(compared: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
+    """What comparisons show, a sentence an outcome: no more than intervals and adjusted p-values do.
+
+    A comparison is two names, written for LaTeX, and the entry of results.json.
+    """
+    found: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for name, other, versus in compared:
+        outcome, words = _outcome(versus), [f"{name} minus {other}"]
+        words.append(number(100 * versus["difference"], 2, "+"))
+        if outcome:
+            low, high = (number(100 * end, 2, "+") for end in versus["ci95"])
+            words.append(f"{{[}}{low}, {high}{{]}}")
+        if outcome == "zero":
+            least = versus["detectable"]
+            words.append("(none)" if least is None or least > 1 else f"({number(100 * least, 2)})")
+        elif outcome in ("more", "less", "family"):
+            words.append("($< 0.001$)" if versus["p_holm"] < 0.001 else f"({number(versus['p_holm'], 3)})")
+        found[outcome].append(" ".join(words))
+    return [f"{OUTCOMES[outcome]}: {'; '.join(ones)}." for outcome, ones in found.items() if ones]
+
+
+def _outcome(versus: dict[str, Any]) -> str:
     low, high = versus["ci95"]
     if low is None or high is None:
-        return f"{code(name)} minus {code(other)}: {number(100 * versus['difference'], 2, '+')} points; no interval."
-    text = (f"{code(name)} minus {code(other)}: {number(100 * versus['difference'], 2, '+')} points, "
-            f"95\\,\\% interval {{[}}{number(100 * low, 2, '+')}, {number(100 * high, 2, '+')}{{]}}. ")
+        return ""
     if versus["scope"] == "examples":
-        return text + "One seed: this speaks of these checkpoints, not of the method."
+        return "checkpoints"
     if low <= 0 <= high:
-        least = versus["detectable"]
-        small = "none" if least is None or least > 1 else f"none smaller than {number(100 * least, 2)} points"
-        return text + f"The interval contains zero: no difference is shown, and {small} would have been found reliably."
-    p = f"adjusted $p {'< 0.001' if versus['p_holm'] < 0.001 else '= ' + format(versus['p_holm'], '.3f')}$"
-    if versus["p_holm"] >= 0.05:
-        return text + f"The interval alone excludes zero; over the family of conditions it does not hold ({p})."
-    return text + f"The condition is {'more' if low > 0 else 'less'} accurate ({p})."
+        return "zero"
+    return "family" if versus["p_holm"] >= 0.05 else "more" if low > 0 else "less"
