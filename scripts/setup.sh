@@ -8,10 +8,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 want=$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
 [[ -f .venv/.installed && "$(cat .venv/.installed)" == "$want" ]] && exit 0
 
-for python in python3.13 python3.12 python3.11 python3; do
-    command -v "$python" >/dev/null || continue
-    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break
-    python=""
+python=""
+for one in python3.13 python3.12 python3.11 python3; do
+    # some managers leave a name that only says which versions have it
+    if "$one" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        python=$one
+        break
+    fi
 done
 [[ -n "$python" ]] || { echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found" >&2; exit 2; }
 # What runs out of it would lose its modules in mid-run. A file of it is mapped by any process that has torch.
