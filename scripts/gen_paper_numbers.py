@@ -4,8 +4,8 @@
 
 Reads results.json and forensics.json, and robustness.json where there is one; they must speak of the same
 checkpoints. Writes LaTeX: numbers.tex (macros), conditions.tex, findings.tex, efficiency.tex, forensics.tex,
-verdicts.tex and robustness.tex. With `--language`, a second study, of text: language.tex (macros),
-language_findings.tex and language_table.tex.
+verdicts.tex and robustness.tex; and central.txt, the conditions of its figures. With `--language`, a second study, of
+text: language.tex (macros), language_findings.tex and language_table.tex.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from graft.reporting.latex import code, escape, findings, interval, number, tabu
 from graft.runtime.files import write_text
 
 SPLIT = "test"
+FEW = 8  # as many conditions have room in one figure
 FORENSICS = {  # column: (key of the summary, its reference under uniform attention, decimals)
     "distance, patches": ("avg_attention_distance", "mean_distance", 3),
     "relative": ("avg_relative_distance", None, 3),
@@ -66,7 +67,8 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
                    "CorruptedImages": "" if sizes.get("clean") == sizes.get("corrupted") else
                    f"Averaged views and corruptions: on {sizes['corrupted']} of these images."}
     lines = [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in values.items()]
-    for name, on in (("robustness", robust), ("teachers", teachers), ("curvature", _has_trace(forensics))):
+    for name, on in (("robustness", robust), ("teachers", teachers), ("curvature", _has_trace(forensics)),
+                     ("doses", forensics.get("imposed"))):
         lines.append(rf"\newif\if{name}\{name}{'true' if on else 'false'}")
     return "\n".join(lines) + "\n"
 
@@ -76,7 +78,7 @@ def _has_trace(forensics: dict[str, Any]) -> bool:
 
 
 def conditions_table(content: dict[str, Any]) -> str:
-    """What each condition changes: teacher, objective, and how many keys of the recipe."""
+    """What each condition changes: teacher, objective, and which keys of the recipe."""
     rows = []
     for name, condition in _compared(content):
         changed = {key: (old, new) for key, old, new in condition.get("differs", ())}
@@ -84,10 +86,12 @@ def conditions_table(content: dict[str, Any]) -> str:
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
         terms = [f"{escape(key.split('.')[1])} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
                  for key, (old, new) in changed.items() if re.fullmatch(r"objective\.[^.]+\.weight", key)]
+        recipe = "; ".join(f"{code(key)} {escape(old)} to {escape(new)}"
+                           for key, old, new in condition.get("recipe_differs", ()))
         rows.append([_shown(content, name), code(Path(teacher).name) + "".join(f", {escape(note)}" for note in notes),
-                     "; ".join(terms) or "---", str(len(condition.get("recipe_differs", ())))])
+                     "; ".join(terms) or "---", recipe or "---"])
     return tabular(["condition", "teacher", "objective: weights", "recipe"], rows,
-                   r"lp{0.25\linewidth}p{0.3\linewidth}r")
+                   r"lp{0.22\linewidth}p{0.22\linewidth}p{0.25\linewidth}")
 
 
 def _weight(value: Any) -> str:
@@ -120,6 +124,14 @@ def efficiency_table(content: dict[str, Any]) -> str:
     rows = [[_shown(content, row.condition), _shown(content, row.teacher), number(100 * row.teacher_accuracy, 2),
              number(100 * row.ratio, 1), number(100 * row.gap_closed, 1)] for row in gains(content, SPLIT).itertuples()]
     return tabular(["condition", "teacher", r"its acc., \%", r"ratio, \%", r"gap, \%"], rows, "llrrr")
+
+
+def central(forensics: dict[str, Any]) -> list[str]:
+    """The conditions that figures of forensics show: all that were looked at, or of many those that claims are about."""
+    if len(forensics["conditions"]) <= FEW:
+        return list(forensics["conditions"])
+    claimed = {*forensics["roles"].values(), *(dose["condition"] for dose in forensics.get("imposed", ()))}
+    return [name for name in forensics["conditions"] if name in claimed]
 
 
 def forensics_table(forensics: dict[str, Any], content: dict[str, Any]) -> str:
@@ -221,6 +233,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_text(args.out / f"{name}.tex", text)
+    write_text(args.out / "central.txt", "\n".join(central(forensics)) + "\n")
     print(f"wrote {', '.join(f'{name}.tex' for name in files)} to {args.out}")
 
 

@@ -45,23 +45,30 @@ if grep -q retentiontrue "$OUT/language.tex"; then
     figure retention scripts/gen_retention_fig.py --retention "$TEXT/retention.json" --results "$TEXT/results.json"
 fi
 "$PYTHON" scripts/write_results.py --results "$FROM/results.json" --split test --out "$OUT" >/dev/null
+mapfile -t CENTRAL <"$OUT/central.txt"
+forensics() { figure "$1" "$2" --forensics "$FROM/forensics.json" "${@:3}"; }
+beyond() { figure "$1" "$2" --results "$FROM/robustness.json" --conditions "${CENTRAL[@]}"; }
 figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
-figure locality_spectrum scripts/gen_locality_fig.py --forensics "$FROM/forensics.json"
-figure layer_progression scripts/gen_layer_fig.py --forensics "$FROM/forensics.json"
-figure cka_heatmap scripts/gen_cka_fig.py --forensics "$FROM/forensics.json"
+figure differences scripts/gen_forest_fig.py --results "$FROM/results.json"
+forensics locality_spectrum scripts/gen_locality_fig.py --conditions "${CENTRAL[@]}"
+forensics layer_progression scripts/gen_layer_fig.py --conditions "${CENTRAL[@]}"
+forensics cka_heatmap scripts/gen_cka_fig.py --conditions "${CENTRAL[@]}"
 if grep -q curvaturetrue "$OUT/numbers.tex"; then
-    figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json"
-    figure hessian_spectrum scripts/gen_hessian_fig.py --forensics "$FROM/forensics.json"
+    forensics forensics_summary scripts/gen_forensics_fig.py --conditions "${CENTRAL[@]}"
+    forensics hessian_spectrum scripts/gen_hessian_fig.py --conditions "${CENTRAL[@]}"
 else # the text says that curvature was not measured
-    figure forensics_summary scripts/gen_forensics_fig.py --forensics "$FROM/forensics.json" --allow_missing
+    forensics forensics_summary scripts/gen_forensics_fig.py --conditions "${CENTRAL[@]}" --allow_missing
+fi
+if grep -q dosestrue "$OUT/numbers.tex"; then
+    forensics dose_response scripts/gen_dose_fig.py
 fi
 if grep -q teacherstrue "$OUT/numbers.tex"; then
     figure teacher scripts/gen_teacher_fig.py --results "$FROM/results.json"
 fi
 if grep -q robustnesstrue "$OUT/numbers.tex"; then
-    figure reliability scripts/gen_reliability_fig.py --results "$FROM/robustness.json"
-    figure confusion scripts/gen_confusion_fig.py --results "$FROM/robustness.json"
-    figure roc scripts/gen_roc_fig.py --results "$FROM/robustness.json"
+    beyond reliability scripts/gen_reliability_fig.py
+    beyond confusion scripts/gen_confusion_fig.py
+    beyond roc scripts/gen_roc_fig.py
 fi
 
 # A fixed date, so that the same inputs give the same PDF.

@@ -129,7 +129,7 @@ def test_every_macro_table_figure_and_source_of_the_text_exists():
     script = (ROOT / "scripts/paper.sh").read_text()
     generator = (ROOT / "scripts/gen_paper_numbers.py").read_text()
     for name in re.findall(r"\\includegraphics\[[^]]*\]{(\w+)}", TEXT):
-        assert re.search(rf"figure {name} scripts/\w+\.py", script), name
+        assert re.search(rf"(figure|forensics|beyond) {name} scripts/\w+\.py", script), name
     for name in re.findall(r"\\input{generated/(\w+)}", TEXT):
         assert name == "table" or f'"{name}":' in generator or f'files["{name}"]' in generator, name
     known = {"DeclareMathOperator", "FloatBarrier", "KL", "HSIC", "CKA", "Bigl", "Bigr"}
