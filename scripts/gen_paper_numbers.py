@@ -127,7 +127,7 @@ def efficiency_table(content: dict[str, Any]) -> str:
 
 
 def central(forensics: dict[str, Any]) -> list[str]:
-    """The conditions that figures of forensics show: all that were looked at, or of many those that claims are about."""
+    """The conditions that figures of forensics show: all, or of many those that claims are about."""
     if len(forensics["conditions"]) <= FEW:
         return list(forensics["conditions"])
     claimed = {*forensics["roles"].values(), *(dose["condition"] for dose in forensics.get("imposed", ()))}
