@@ -228,3 +228,13 @@ def test_panels_that_share_their_rows_show_their_display_names():
         figures.rename(figure, {"a": "labels alone"})
         figure.draw_without_rendering()
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["labels alone", "b"]
+
+
+def test_a_condition_is_renamed_where_it_is_named():
+    with figures.style():
+        figure, (ax,) = figures.axes(figures.COLUMN, 2)
+        texts = ["uniform\n(1 seed)", "cnn − uniform", "distance (dotted: uniform)", "test accuracy, %", "uniform_2"]
+        drawn = [ax.text(0, i, text) for i, text in enumerate(texts)]
+        figures.rename(figure, {"uniform": "imposed", "cnn": "a uniform CNN"}, {"accuracy": "exact match"})
+    assert [text.get_text() for text in drawn] == [
+        "imposed\n(1 seed)", "a uniform CNN − imposed", texts[2], "test exact match, %", "uniform_2"]

@@ -111,7 +111,7 @@ def test_lines_bands_and_references_are_on_the_page(content):
         spectra.draw_spectrum(low, table, uniform=4.1365, collapsed=1.6)
         spectra.draw_spectrum(high, table, uniform=4.1365, collapsed=1.5)
     labels = [line.get_label() for line in low.lines]
-    assert labels == ["baseline", "one (1 seed)", INIT, "uniform (4.136)", "collapsed (< 1.60)"]
+    assert labels == ["baseline", "one (1 seed)", INIT, "if uniform (4.136)", "collapsed (< 1.60)"]
     assert [line.get_label() for line in high.lines] == labels[:-1]  # no head is below 1.5
     assert low.lines[3].get_ydata()[0] == 4.1365 and len(low.collections) == 3
     assert list(low.lines[0].get_ydata()) == pytest.approx([1.5, 2, 2.05, 2.2, 3, 4])

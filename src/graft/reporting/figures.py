@@ -133,15 +133,21 @@ def choose(asked: list[str] | None, present: list[str], where: str, allow_missin
     return chosen
 
 
-def rename(figure: Figure, labels: dict[str, str]) -> None:
-    """Show conditions and metrics by their display names, wherever a figure names one; its numbers keep the keys."""
-    if not labels:
+def rename(figure: Figure, conditions: dict[str, str], metrics: dict[str, str] | None = None) -> None:
+    """Show display names wherever a figure names a condition or a metric; its numbers keep the keys.
+
+    A condition is named where a line begins and after a minus: elsewhere its key may be a word of the language.
+    """
+    places = [(conditions, r"(?m)(?:^|(?<=[−-] ))"), (metrics or {}, r"(?<![\w.-])")]
+    keys = [(known, before, "|".join(map(re.escape, sorted(known, key=len, reverse=True)))) for known, before in places]
+    words = [(re.compile(rf"{before}({any_of})(?![\w.-])"), known) for known, before, any_of in keys if known]
+    if not words:
         return
-    longest = sorted(labels, key=len, reverse=True)
-    words = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest))})(?![\w.-])")
 
     def shown(text: str) -> str:
-        return words.sub(lambda found: labels[found[0]], text)
+        for pattern, known in words:
+            text = pattern.sub(lambda found, known=known: known[found[1]], text)
+        return text
 
     for text in figure.findobj(Text):
         text.set_text(shown(text.get_text()))
@@ -152,12 +158,15 @@ def rename(figure: Figure, labels: dict[str, str]) -> None:
             axis.set_ticks(axis.get_ticklocs(), own)
 
 
-def _labels(args: argparse.Namespace) -> dict[str, str]:
-    """The display names in the results.json that a figure is drawn from, or that lies beside its source."""
+def _labels(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """The display names of conditions and metrics in the results.json that a figure is drawn from or lies beside."""
     source = next(getattr(args, key) for key in ("results", "forensics", "base_dir") if hasattr(args, key))
     source = Path(source[0] if isinstance(source, list) else source)
     file = (source if source.is_dir() else source.parent) / "results.json"
-    return reading.labels(reading.read_results(file)) if file.is_file() else {}
+    if not file.is_file():
+        return {}, {}
+    content = reading.read_results(file)
+    return reading.condition_labels(content), content.get("metric_labels", {})
 
 
 def _settle(figure: Figure) -> None:
@@ -208,7 +217,7 @@ def save(figure: Figure, args: argparse.Namespace, table: pd.DataFrame) -> list[
 
     `args` are those of `arguments`.
     """
-    rename(figure, _labels(args))
+    rename(figure, *_labels(args))
     out_dir = Path(args.out)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = [out_dir / f"{args.name}.{suffix}" for suffix in (*FORMATS, "csv")]

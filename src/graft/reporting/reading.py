@@ -117,10 +117,14 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def condition_labels(content: dict[str, Any]) -> dict[str, str]:
+    """The display names of a results.json's conditions; those that have none are missing."""
+    return {name: condition["label"] for name, condition in content["conditions"].items() if "label" in condition}
+
+
 def labels(content: dict[str, Any]) -> dict[str, str]:
     """The display names of a results.json, by condition and metric; those that have none are missing."""
-    found = {name: condition["label"] for name, condition in content["conditions"].items() if "label" in condition}
-    return found | content.get("metric_labels", {})
+    return condition_labels(content) | content.get("metric_labels", {})
 
 
 def read_robustness(path: str | Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def lines(ax: Axes, table: pd.DataFrame, x: str, uniform: float) -> None:
         label = name + (" (1 seed)" if own["seeds"].iloc[0] == 1 else "")
         ax.plot(own[x], own["mean"], **look, markevery=(i % every, every), label=label)
         ax.fill_between(own[x], own["min"], own["max"], color=look["color"], alpha=0.15, linewidth=0)
-    ax.axhline(uniform, color="black", linewidth=0.8, linestyle=":", label=f"uniform ({uniform:.3f})")
+    ax.axhline(uniform, color="black", linewidth=0.8, linestyle=":", label=f"if uniform ({uniform:.3f})")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("attention distance, patches")
 

@@ -96,9 +96,10 @@ def _retention(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]
 
 
 def _central(graph: Graph, conditions: Sequence[str]) -> list[str]:
-    """The conditions that the forensics' claims are about."""
+    """The conditions that the forensics' claims are about; all where there are no claims."""
     study = graph.study
-    return [name for name in dict.fromkeys([study.baseline, *study.roles.values(), *study.doses]) if name in conditions]
+    claimed = [name for name in (*study.roles.values(), *study.doses) if name in conditions]
+    return [*dict.fromkeys([study.baseline, *claimed])] if claimed else [*conditions]
 
 
 def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
@@ -110,7 +111,7 @@ def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
             flag = f"--{source}" if source in ("forensics", "retention") else "--results"
             words = [flag, str(graph.at / f"{source}.json")]
         words += ["--results", str(graph.at / "results.json")] if source == "retention" else []
-        if source == "forensics" and name != "dose":  # of all arms these would show nothing
+        if source in ("forensics", "robustness") and name != "dose":  # of all arms these would show nothing
             words += ["--conditions", *_central(graph, conditions)]
         words += ["--out", str(graph.at / "figures"), *(CURVES if name == "losses" else ())]
         words += ["--split", graph.splits[-1]] if name in SCORED else []
