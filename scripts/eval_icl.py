@@ -12,7 +12,6 @@ base_instruction: the untrained model behind what the teacher reads whose config
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ def contexts(options: argparse.Namespace, cfg: Config) -> dict[str, Config]:
     """The configurations of `--context`, by name. Raises UserError where one changes more than what a teacher reads."""
     found = {}
     for name, *files in options.context:
-        if not schema.NAME.fullmatch(name) or re.fullmatch(r"(k|\d+)shot", name) or name in found:
-            raise UserError(f"--context: expected {schema.NAME_RULE}, once, and not such as 4shot, got {name!r}")
+        if not schema.CONTEXT.fullmatch(name) or name in found:
+            raise UserError(f"--context: expected {schema.CONTEXT_RULE}, once, got {name!r}")
         other = config.load([options.base_config, *options.config, *files], cfg.overrides)
         for part in ("task", "student", "evaluate"):
             if getattr(other, part) != getattr(cfg, part):

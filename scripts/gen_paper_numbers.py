@@ -62,10 +62,10 @@ def macros(content: dict[str, Any], forensics: dict[str, Any], robust: dict[str,
               for run in condition["runs"] if run["corruptions"]]
     if levels:
         *others, last = map(escape, sorted(levels[0]))
-        sizes = robust["data"].get("n", {})
+        fewer = reading.corrupted_of(robust)
         values |= {"Corruptions": f"{', '.join(others)} and {last}", "Severities": len(next(iter(levels[0].values()))),
-                   "CorruptedImages": "" if sizes.get("clean") == sizes.get("corrupted") else
-                   f"Averaged views and corruptions: on {sizes['corrupted']} of these images."}
+                   "CorruptedImages":
+                       f"Averaged views and corruptions: on {fewer[0]} of {fewer[1]} images." if fewer else ""}
     lines = [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in values.items()]
     for name, on in (("robustness", robust), ("teachers", teachers), ("curvature", _has_trace(forensics)),
                      ("doses", forensics.get("imposed"))):

@@ -73,6 +73,7 @@ def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
     (GOOD + "work: {w: {script: scripts/no.py}}", "work.w.script: no such file"),
     (GOOD + "options: {scores: --engine}", "options.scores: expected a list of words"),
     (GOOD + "icl: {contexts: {a b: []}}", "icl.contexts.a b: must be "),
+    (GOOD + "icl: {contexts: {4shot: []}}", "icl.contexts.4shot: must be "),
     (GOOD + "icl: {contexts: {told: no.yaml}}", "icl.contexts.told: expected a list of files or names"),
     (GOOD + "icl: {contexts: {told: [no.yaml]}}", "icl.contexts.told: no such config file: no.yaml"),
     (GOOD + "teachers: {t: {}}", "teachers.t: needs a base and a seed"),

@@ -32,6 +32,9 @@ REQUIRED = object()
 LARGEST = 2**53  # integers up to here are exact wherever JSON is read
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 NAME_RULE = "a name of 1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit"
+# What an untrained model reads, beside its numbers of worked examples: base_4shot and base_kshot are theirs.
+CONTEXT = re.compile(rf"(?!(?:k|\d+)shot$){NAME.pattern}")
+CONTEXT_RULE = f"{NAME_RULE}, and not such as 4shot"
 DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ep|st|%)", re.ASCII)
 # The function of a part's file whose keyword-only arguments are its configuration.
 ENTRY = {"tasks": "build", "students": "build", "teachers": "build", "losses": "loss", "augment": "apply"}

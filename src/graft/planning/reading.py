@@ -27,8 +27,7 @@ def of_cache(cfg: Config, data: Data, jobs: Mapping[str, Job]) -> Costs:
 
 
 def _cache(cfg: Config, data: Data, lm: nn.Module) -> Costs:
-    args, lengths, count = cfg.teacher.args, data.lengths, data.sizes["train"]
-    k = 0 if args["keep"] == "hidden" else args["k"]
+    args, lengths, count, k = cfg.teacher.args, data.lengths, data.sizes["train"], steps.logits_kept(cfg)
     named = {term.args["position"] for term in cfg.objective if term.name == "topk" and term.used}
     with without_data():
         emptied(lm)
@@ -37,7 +36,7 @@ def _cache(cfg: Config, data: Data, lm: nn.Module) -> Costs:
         group = max(1, args["batch_tokens"] // max(lengths.longest_context, 1))
         widest = _reads(cfg, lm, lengths, group, lengths.longest_context, k, len(named), before)
     tokens = round(count * lengths.answer)
-    arrays = layout(tokens, k or lm.model.get_output_embeddings().weight.shape[1], args["cache_dtype"], not k)
+    arrays = layout(tokens, k or steps.width(lm), args["cache_dtype"], not k)
     size = len(named) * sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in arrays.values())
     vocabulary, parameters = lm.head.vocabulary, sum(p.numel() for p in lm.parameters())
     return Costs(parameters, 0, 0, one.flops, one.flops * count,

@@ -115,8 +115,7 @@ def text_micro(cfg: Config, models: Models, size: int, width: int, context: int,
 
 
 def _read_by_teacher(cfg: Config, models: Models, size: int, context: int, answers: int) -> Outputs:
-    args, names = cfg.teacher.args, models.objective.teacher_features
-    k = 0 if args["keep"] == "hidden" else args["k"]
+    args, names, k = cfg.teacher.args, models.objective.teacher_features, logits_kept(cfg)
     if args["serve"] != "cache":
         group = max(1, min(size, args["batch_tokens"] // max(context, 1)))
         for start in range(0, size, group):
@@ -127,11 +126,20 @@ def _read_by_teacher(cfg: Config, models: Models, size: int, context: int, answe
             else:
                 with models.student.untrained():
                     language_pass(cfg, models.student, reads, k, len(names))()
-    if args["keep"] == "hidden":
-        width = models.student.model.get_output_embeddings().weight.shape[1]
-        return Outputs(None, features={name: torch.empty(answers, width) for name in names})
+    if not k:
+        return Outputs(None, features={name: torch.empty(answers, width(models.student)) for name in names})
     found = TopK(torch.empty(answers, k), torch.zeros(answers, k, dtype=torch.int64), torch.empty(answers))
     return Outputs(None, topk=dict.fromkeys(names, found))
+
+
+def logits_kept(cfg: Config) -> int:
+    """How many logits of a position a language teacher hands over; 0: its hidden state."""
+    return 0 if cfg.teacher.args["keep"] == "hidden" else cfg.teacher.args["k"]
+
+
+def width(lm: torch.nn.Module) -> int:
+    """Of a language model's hidden states."""
+    return lm.model.get_output_embeddings().weight.shape[1]
 
 
 def language_pass(cfg: Config, lm: torch.nn.Module, tokens: Tokens, k: int = 0, positions: int = 1) -> Work:

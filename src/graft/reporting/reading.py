@@ -127,6 +127,13 @@ def labels(content: dict[str, Any]) -> dict[str, str]:
     return condition_labels(content) | content.get("metric_labels", {})
 
 
+def corrupted_of(robustness: dict[str, Any]) -> tuple[int, int] | None:
+    """How many images were corrupted, of how many that were scored; None where it was all of them."""
+    sizes = robustness["data"].get("n", {})
+    some = sizes.get("corrupted"), sizes.get("clean")
+    return None if some[0] == some[1] else some
+
+
 def read_robustness(path: str | Path) -> dict[str, Any]:
     """A checked robustness.json, as scripts/eval_robustness.py writes it; otherwise as `read_results`."""
     content = _read(path, ROBUSTNESS)

@@ -181,8 +181,8 @@ class _Reader:
             layers["icl.configs"] = study.icl.configs
             layers |= {f"icl.contexts.{name}": words for name, words in study.icl.contexts.items()}
             for name in study.icl.contexts:
-                if not schema.NAME.fullmatch(str(name)):
-                    raise self.fail(f"icl.contexts.{name}", f"must be {schema.NAME_RULE}, got {name!r}")
+                if not schema.CONTEXT.fullmatch(str(name)):
+                    raise self.fail(f"icl.contexts.{name}", f"must be {schema.CONTEXT_RULE}, got {name!r}")
         for key, words in layers.items():
             if not isinstance(words, list):
                 raise self.fail(key, f"expected a list of files or names of deltas, got {words!r}")

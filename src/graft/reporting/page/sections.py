@@ -5,6 +5,7 @@ A `sources` is `graft.reporting.report.Sources`. A section that has nothing to s
 
 from typing import Any
 
+from graft.reporting import reading
 from graft.reporting.estimates import estimates
 from graft.reporting.page import charts
 from graft.reporting.quantities import quantity
@@ -160,9 +161,8 @@ def robustness(sources: Any) -> dict[str, Any]:
     names = [(sources.number(name), sources.label(name)) for name in own]
     chart = charts.lines([diagonal, *series], "Accuracy in percent by confidence, all seeds of a condition together",
                          "confidence, %", whole=False) + charts.legend(names, ["calibrated"])
-    sizes = content["data"].get("n", {})
-    some = "" if sizes.get("clean") == sizes.get("corrupted") else (
-        f"; corruptions and averaged views on {sizes['corrupted']:,} of {sizes['clean']:,} images")
+    fewer = reading.corrupted_of(content)
+    some = f"; corruptions and averaged views on {fewer[0]:,} of {fewer[1]:,} images" if fewer else ""
     return {"head": ["condition", *(MEASURES[key][0] for key in keys)], "rows": rows, "chart": chart, "some": some,
             "corruptions": _corruptions(sources, own)}
 
