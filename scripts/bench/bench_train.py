@@ -1,7 +1,8 @@
-"""What the training loop costs beyond the arithmetic: ratios within one run, DeiT-Tiny at 32 pixels.
+"""What the training loop costs beyond the arithmetic: ratios within one run, by default of DeiT-Tiny at 32 pixels.
 
     python scripts/bench/bench_train.py [--reps 5] [--steps 4] [--batch_size 128] [key=value ...]
     python scripts/bench/bench_train.py --device cuda --batch_size 512 train.precision=bf16 train.compile=default
+    python scripts/bench/bench_train.py --loop --base_config configs/base/cifar10_small_vit.yaml train.precision=bf16
 
 The last line is one JSON object:
 
@@ -16,12 +17,13 @@ The last line is one JSON object:
 
 The settings are a user's: overrides as in training (train.precision is the study's, bf16, on a GPU, else fp32), a line
 of the log every --log_every steps, which is when the host waits for a GPU. Images are random: speed does not depend on
-what they show. Every figure is the median over repetitions in which the compared things alternate, because machines
-are noisy.
+what they show. `--loop`: the loop alone, without distillation and other pipelines. Every figure is the median over
+repetitions in which the compared things alternate, because machines are noisy.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -63,27 +65,32 @@ def make_data(folder: Path, count: int) -> None:
 class Bench:
     """The real runs, shortened, and what they are compared with."""
 
-    def __init__(self, folder: Path, batch_size: int, steps: int, log_every: int, train_args: list[str]):
-        self.folder, self.batch, self.steps, self.log_every, self.count = folder, batch_size, steps, log_every, 0
+    def __init__(self, folder: Path, options: argparse.Namespace):
+        self.folder, self.base, self.batch, self.count = folder, options.base_config, options.batch_size, 0
+        self.steps, self.log_every = options.steps, options.log_every
         os.environ["GRAFT_CACHE"] = str(folder / "cache")
-        make_data(folder / "data", 2 * batch_size)
+        make_data(folder / "data", 2 * self.batch)
         ours = [f"task={{name: imagefolder, root: {folder / 'data'}, size: 32, resident: true}}",
-                f"train.batch_size={batch_size}", f"train.duration={steps + log_every}st", "optim.warmup=1st",
+                f"train.batch_size={self.batch}", f"train.duration={self.steps + self.log_every}st", "optim.warmup=1st",
                 "train.eval_every=0", "train.checkpoint_every=0", "train.tensorboard=false",
-                f"train.log_every={log_every}"]
+                f"train.log_every={self.log_every}"]
         ours += [] if torch.cuda.is_available() else ["train.precision=fp32"]  # CPUs have no fast bf16
-        self.common = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in (*ours, *train_args)).items()]
-        self.cfg = config.load([BASE], self.common)
+        self.common = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in (*ours, *options.overrides)).items()]
+        self.cfg = config.load([self.base], self.common)
         self.task = parts.build("tasks", self.cfg.task)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher_dir = self.short_run("baseline", "student={name: cnn, arch: resnet18}", name="resnet18")[1]
+
+    @functools.cached_property
+    def teacher_dir(self) -> Path:
+        """The folder of a CNN's run."""
+        return self.short_run("baseline", "student={name: cnn, arch: resnet18}", name="resnet18")[1]
 
     def short_run(self, method: str, *overrides: str, name: str = "") -> tuple[list[float], Path]:
         """Seconds of a step between each two lines of the log but for the first, and the real run's folder."""
         self.count += 1
         files = {"ss_distill": [ROOT / "configs/ss_distill/ssl_cka.yaml"],
                  "distill": [ROOT / "configs/distill/resnet18.yaml"]}.get(method, [])
-        cfg = config.load([BASE, *files], [*self.common, *overrides],
+        cfg = config.load([self.base, *files], [*self.common, *overrides],
                           output_dir=str(self.folder / (name or f"run{self.count}")))
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             importlib.import_module(f"graft.train_{method}").main(cfg)
@@ -167,6 +174,17 @@ class Bench:
             next(loader)
         return batches * self.batch / (time.perf_counter() - started)
 
+    def beside(self, baseline: float) -> dict[str, float]:
+        """What distillation and augmentation cost beside a step of `baseline` seconds."""
+        distill = statistics.median(self.short_run("distill", f"teacher.path={self.teacher_dir}")[0])
+        teacher = self.teacher_forward()
+        structural = statistics.median(self.short_run(
+            "ss_distill", "teacher={name: timm, arch: vit_tiny_patch16_224, size: 128, random_weights: true, "
+                          "classifier: false, view: aligned}")[0])
+        augmented = self.ours()
+        return {"augment_vs_pil": augmented / self.pil(), "augment_share": self.batch / augmented / baseline,
+                "distill_overhead": distill / (teacher + baseline), "ss_distill_overhead": structural / baseline}
+
 
 class _Transformed(torch.utils.data.Dataset):
     def __init__(self, data, transform):
@@ -188,6 +206,8 @@ def main() -> None:
     parser.add_argument("--log_every", type=int, help="steps between lines of the log; default 1, on a GPU 10")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--base_config", type=Path, default=BASE)
+    parser.add_argument("--loop", action="store_true", help="measure the loop alone")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.compile=default")
     options = parser.parse_args()
     if options.device == "cpu":
@@ -202,20 +222,14 @@ def main() -> None:
     median = statistics.median
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.batch_size, options.steps, options.log_every, options.overrides)
+        bench = Bench(Path(folder), options)
         for rep in range(options.reps):
             bare, flops = bench.bare()
             baseline = median(bench.short_run("baseline")[0])
-            distill = median(bench.short_run("distill", f"teacher.path={bench.teacher_dir}")[0])
-            teacher = bench.teacher_forward()
-            structural = median(bench.short_run(
-                "ss_distill", "teacher={name: timm, arch: vit_tiny_patch16_224, size: 128, random_weights: true, "
-                              "classifier: false, view: aligned}")[0])
-            augmented = bench.ours()
-            row = {"loop_efficiency": bare / baseline, "augment_vs_pil": augmented / bench.pil(),
-                   "augment_share": options.batch_size / augmented / baseline, "tflops": flops / baseline / 1e12,
-                   "distill_overhead": distill / (teacher + baseline), "ss_distill_overhead": structural / baseline,
+            row = {"loop_efficiency": bare / baseline, "tflops": flops / baseline / 1e12,
                    "baseline_images_per_second": options.batch_size / baseline}
+            if not options.loop:
+                row |= bench.beside(baseline)
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
             print(f"repetition {rep + 1}: " + " ".join(f"{k}={v:.3f}" for k, v in row.items()), flush=True)
