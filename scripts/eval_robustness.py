@@ -55,7 +55,7 @@ def main() -> None:
             tqdm.write(f"left out {name}: {error}")
     if not conditions:
         raise UserError(f"{options.base_dir}: no condition could be evaluated")
-    task = next(iter(evaluator.task.built.values()))
+    task = evaluator.data
     size = len(task.splits[options.split])
     results.write_json(options.output, {
         "schema_version": 1, "study": options.base_dir.resolve().name, "code_sha": code_sha(),

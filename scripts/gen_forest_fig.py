@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame, baseline: str) -> figures.Figure:
     """One line a comparison, from top to bottom; filled where decided, a cross where no interval speaks of seeds."""
     gap = 0.6 * ((table["kind"] == "contrast") & (table["kind"].shift() == "vs_baseline"))
     places = table.index + gap.cumsum()
-    figure, (ax,) = figures.axes(figures.COLUMN, 0.75 + 0.2 * (places.max() + 1))
+    figure, (ax,) = figures.axes(figures.PAGE, 0.75 + 0.2 * (places.max() + 1))
     ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
     for y, row in zip(places, table.itertuples(), strict=True):
         of_seeds = row.scope.startswith("seeds")
@@ -48,10 +48,12 @@ def draw(table: pd.DataFrame, baseline: str) -> figures.Figure:
                     alpha=1 if of_seeds else 0.4)
         ax.plot(row.difference, y, marker="o" if of_seeds else "x", color=colour, markersize=4,
                 markerfacecolor=colour if decided else "white")
-    ax.set_yticks(places, table["comparison"])
+    ax.set_yticks(places, [row.comparison + (f" − {baseline}" if row.kind == "vs_baseline" else "")
+                           for row in table.itertuples()])
     ax.set_ylim(places.max() + 0.6, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"{table['split'][0]} accuracy − {baseline}, points")
+    ax.set_xlabel(f"difference in {table['split'][0]} accuracy, points")
+    figures.foot(figure, "95% intervals; filled: decided, by interval and adjusted p; hollow: not; cross: one seed")
     return figure
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import comparisons, reading, results, shapes, tables
-from graft.reporting.gains import gains
+from graft.reporting.gains import gains, run_name
 from graft.reporting.latex import code, escape, findings, interval, number, tabular
 from graft.runtime.files import write_text
 
@@ -82,13 +82,14 @@ def conditions_table(content: dict[str, Any]) -> str:
     rows = []
     for name, condition in _compared(content):
         changed = {key: (old, new) for key, old, new in condition.get("differs", ())}
-        teacher = changed.get("teacher.path", ("", changed.get("teacher.name", ("", "---"))[1]))[1]
+        path = changed.get("teacher.path", ("", ""))[1]
+        teacher = _shown(content, run_name(str(path))) if path else code(changed.get("teacher.name", ("", "---"))[1])
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
         terms = [f"{escape(key.split('.')[1])} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
                  for key, (old, new) in changed.items() if re.fullmatch(r"objective\.[^.]+\.weight", key)]
         recipe = "; ".join(f"{code(key)} {escape(old)} to {escape(new)}"
                            for key, old, new in condition.get("recipe_differs", ()))
-        rows.append([_shown(content, name), code(Path(teacher).name) + "".join(f", {escape(note)}" for note in notes),
+        rows.append([_shown(content, name), teacher + "".join(f", {escape(note)}" for note in notes),
                      "; ".join(terms) or "---", recipe or "---"])
     return tabular(["condition", "teacher", "objective: weights", "recipe"], rows,
                    r"lp{0.22\linewidth}p{0.22\linewidth}p{0.25\linewidth}")

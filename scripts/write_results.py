@@ -74,8 +74,9 @@ def main() -> None:
         write_text(args.out / name, text)
         print(args.out / name)
     if args.into:
+        tested = tables.of_split(tables.contrasts(content), "test")
         known = {f"results {content['study']}": tables.shown(content, "test"),
-                 f"contrasts {content['study']}": tables.to_markdown(tables.of_split(contrasts, "test"))}
+                 **({f"contrasts {content['study']}": tables.to_markdown(tested)} if len(tested) else {})}
         there = args.into.read_text(encoding="utf-8")
         for mark in [mark for mark in known if f"<!-- {mark} -->" in there] or known:
             tables.insert(args.into, mark, known[mark])

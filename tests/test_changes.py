@@ -14,10 +14,10 @@ from test_results import DATA, make_run, scored
 LEVELS = {"baseline": 0.6, "distill": 0.9}
 
 
-def study(folder, levels, first_seed=0, data=DATA, fingerprint="f1"):
-    """A results.json with three seeds a condition and the rows beside it."""
+def study(folder, levels, first_seed=0, data=DATA, fingerprint="f1", seeds=3):
+    """A results.json with so many seeds a condition and the rows beside it."""
     runs = [make_run(folder, name, seed, scored(first_seed + seed + 10 * i, level), fingerprint=fingerprint)
-            for i, (name, level) in enumerate(levels.items()) for seed in range(3)]
+            for i, (name, level) in enumerate(levels.items()) for seed in range(seeds)]
     results.write_json(folder / "results.json", results.assemble(folder.name, data, runs, folder))
     return folder / "results.json"
 
@@ -69,6 +69,13 @@ def test_one_seed_speaks_of_checkpoints():
     found = changes.unpaired_difference(one, one * 3)
     assert found["scope"] == "examples" and found["ci95"][1] == pytest.approx(
         1.96 * (2 * (0.25 / 100 + 1 / 100**2)) ** 0.5, rel=1e-4)
+
+
+def test_another_seed_is_no_change_of_a_method(tmp_path):
+    """With one seed a side the items alone are behind the interval; the same checkpoints are another matter."""
+    one, = of(*(study(tmp_path / name, {"baseline": level}, first, seeds=1)
+                for name, level, first in (("a", 0.3, 0), ("b", 0.9, 7))))["comparisons"]
+    assert one["p_holm"] < 1e-6 and one["ci95"][0] > 0 and one["verdict"] == "undecided (1 seed)"
 
 
 def call(monkeypatch, *arguments):

@@ -33,10 +33,10 @@ def predicted(seed):
 def robustness(tmp_path_factory):
     """A robustness.json with two conditions, of two seeds and of one."""
     path = tmp_path_factory.mktemp("study") / "robustness.json"
-    conditions = {name: {"runs": [{"seed": seed, "split": "test",
+    conditions = {name: {"runs": [{"seed": seed, "split": "test", "checkpoint_sha256": "c",
                                    "clean": classification.evaluate(*predicted(seed), CLASSES)} for seed in seeds]}
                   for name, seeds in {"baseline": [0, 1], "distill": [2]}.items()}
-    results.write_json(path, {"schema_version": 1, "study": "s", "data": {"classes": CLASSES},
+    results.write_json(path, {"schema_version": 1, "study": "s", "data": {"fingerprint": "f", "classes": CLASSES},
                               "order": list(conditions), "conditions": conditions})
     return path
 

@@ -37,7 +37,8 @@ def run(seed, level, teacher):
     heads = [[level + 0.1 * seed, level + 1, level - 0.5], [level + 2, level + 0.2, level]]
     eigenvalue = np.linspace(-level, 10 * level, 30)
     return {
-        "seed": seed, "grid": [8, 8], "layer_distance": [float(np.mean(layer)) for layer in heads],
+        "seed": seed, "checkpoint_sha256": str(seed), "grid": [8, 8],
+        "layer_distance": [float(np.mean(layer)) for layer in heads],
         "per_layer_stats": {str(i): {"mean_distance": layer} for i, layer in enumerate(heads)},
         "avg_cls_dispersion": 5 * level + seed, "cls_collapse_ratio": 0.0, "collapsed_heads_ratio_relative": level / 10,
         "cka": {"self": cka([[1, 0.5 + seed / 10], [0.5 + seed / 10, 1]], 0.01 + seed / 100),
@@ -53,7 +54,8 @@ def content():
     untrained = [run(seed, 3.5, teacher=False) for seed in range(2)]
     for one in untrained:
         del one["hessian"]
-    return {"schema_version": 1, "study": "demo", "data": {"n": {"attention": 40, "cka": 40, "hessian": 16}},
+    return {"schema_version": 1, "study": "demo",
+            "data": {"fingerprint": "f", "n": {"attention": 40, "cka": 40, "hessian": 16}},
             "thresholds": {"relative": 1.5, "cls_collapse_warning": 0.5},
             "references": {"uniform": {"mean_distance": 4.1365, "cls_dispersion": 10.5},
                            "random_init": {"runs": untrained},

@@ -7,6 +7,7 @@ from graft.probes import mediation
 from graft.reporting import stats
 
 IMAGES, LOOKED_AT = 4000, 200
+MARGIN = 0.03  # of accuracy
 ROLES = {"baseline": "baseline", "cnn": "cnn"}
 DOSES = ["near", "middle", "far"]
 DISTANCE = {"near": 1.0, "middle": 2.0, "far": 4.0, "baseline": 3.5, "cnn": 2.5}
@@ -40,12 +41,12 @@ def test_weights_are_those_of_linear_interpolation():
 
 def test_effect_that_the_distance_explains(made):
     distance, correct = made
-    moved, harms, explained = mediation.chain(ROLES, DOSES, distance, correct)
+    moved, harms, explained = mediation.chain(ROLES, DOSES, distance, correct, MARGIN)
     assert [claim["verdict"] for claim in (moved, harms, explained)] == ["supported"] * 3
     predicted, observed, rest = explained["legs"]
     assert predicted["difference"] == pytest.approx(accuracy(3.5) - accuracy(2.5), abs=0.01)
     assert observed["difference"] - predicted["difference"] == pytest.approx(rest["difference"], abs=1e-12)
-    assert rest["verdict"] == "undecided"
+    assert rest["verdict"] == "supported" and rest["margin"] == MARGIN
     whole = [np.stack([correct[name][seed] for seed in range(3)]).astype(float) for name in ("baseline", "cnn")]
     assert observed["ci95"] == pytest.approx(stats.paired_difference(*whole, draws=1)["ci95"])
 
@@ -55,15 +56,22 @@ def test_effect_of_something_else(made):
     distance, correct = made
     rng = np.random.default_rng(2)
     correct["cnn"] = {seed: rows | (rng.random(IMAGES) < 0.2) for seed, rows in correct["cnn"].items()}
-    explained = mediation.chain(ROLES, DOSES, distance, correct)[2]
+    explained = mediation.chain(ROLES, DOSES, distance, correct, MARGIN)[2]
     predicted, observed, rest = explained["legs"]
-    assert explained["verdict"] == predicted["verdict"] == "supported"
-    assert observed["verdict"] == rest["verdict"] == "contradicted"
+    assert predicted["verdict"] == "supported"
+    assert explained["verdict"] == observed["verdict"] == rest["verdict"] == "contradicted"
+
+
+def test_agreement_that_the_data_do_not_show(made):
+    """Both losses are above zero, but what may lie between them is more than the margin."""
+    predicted, observed, rest = (claim := mediation.chain(ROLES, DOSES, *made, 0.001)[2])["legs"]
+    assert predicted["verdict"] == observed["verdict"] == "supported"
+    assert claim["verdict"] == rest["verdict"] == "undecided" and rest["ci95"][0] < 0 < rest["ci95"][1]
 
 
 def test_order_of_doses_does_not_move_the_prediction(made):
     distance, correct = made
-    legs = [mediation.chain(ROLES, doses, distance, correct)[2]["legs"] for doses in (DOSES, DOSES[::-1])]
+    legs = [mediation.chain(ROLES, doses, distance, correct, MARGIN)[2]["legs"] for doses in (DOSES, DOSES[::-1])]
     for one, other in zip(*legs):
         assert one["difference"] == pytest.approx(other["difference"]) and one["ci95"] == pytest.approx(other["ci95"])
 
@@ -71,18 +79,18 @@ def test_order_of_doses_does_not_move_the_prediction(made):
 def test_nothing_is_extrapolated(made):
     distance, correct = made
     distance["cnn"] = {seed: rows - 2.0 for seed, rows in distance["cnn"].items()}
-    explained = mediation.chain(ROLES, DOSES, distance, correct)[2]
+    explained = mediation.chain(ROLES, DOSES, distance, correct, MARGIN)[2]
     assert explained["verdict"] == "undecided" and explained["legs"] == []
     assert "not within the imposed ones" in explained["reason"]
 
 
 def test_missing_arms_and_seeds(made):
     distance, correct = made
-    assert mediation.chain(ROLES, [], distance, correct) == []
+    assert mediation.chain(ROLES, [], distance, correct, MARGIN) == []
     without = {name: rows for name, rows in correct.items() if name != "far"}
-    assert "far" in mediation.chain(ROLES, DOSES, distance, without)[2]["reason"]
+    assert "far" in mediation.chain(ROLES, DOSES, distance, without, MARGIN)[2]["reason"]
     correct["far"] = {0: correct["far"][0]}
-    assert "fewer than two seeds" in mediation.chain(ROLES, DOSES, distance, correct)[2]["reason"]
+    assert "fewer than two seeds" in mediation.chain(ROLES, DOSES, distance, correct, MARGIN)[2]["reason"]
 
 
 def test_curve_names_every_dose(made):

@@ -103,6 +103,7 @@ def test_numbers_and_names_in_latex():
     assert paper.escape("a_b%<c\\") == r"a\_b\%$<$c\textbackslash{}"
     assert paper.number(-0.0001, 2) == "$0.00$" and paper.number(None, 2) == paper.number(float("nan"), 1) == "---"
     assert paper.interval({"mean": 0.5, "ci95": [None, None]}, 1, 100) == "$50.0$"
+    assert paper.interval({"mean": 0.9, "ci95": [0.25, 1.0], "cut": ["high"]}, 0, 100) == "$90$ {[}$25$, $100$*{]}"
     assert paper.interval({"mean": 0.5, "ci95": [0.25, 0.75]}, 0, 100) == "$50$ {[}$25$, $75${]}"
 
 

@@ -17,6 +17,8 @@ import pytest
 
 import eval_checkpoints
 import report as report_script
+from graft.errors import UserError
+from graft.reporting import report as made
 from graft.reporting import results, tables
 from small import ROOT, run_main, tiny
 
@@ -153,6 +155,35 @@ def test_a_study_that_is_half_done_says_what_is_missing(study, tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium (apt-get install chromium)")
+def without(content: dict, *path: str | int) -> dict:
+    at = content
+    for key in path[:-1]:
+        at = at[key]
+    del at[path[-1]]
+    return content
+
+
+@pytest.mark.parametrize(("stem", "path"), [
+    ("forensics", ("data", "fingerprint")), ("forensics", ("hypotheses", 0, "reason")),
+    ("forensics", ("conditions", "distill", "runs", 0, "checkpoint_sha256")),
+    ("forensics", ("conditions", "distill", "summary", "avg_entropy", "ci95")),
+    ("robustness", ("data", "n", "clean")),
+    ("robustness", ("conditions", "distill", "runs", 0, "clean", "per_class", 0)),
+    ("results", ("baseline",)), ("results", ("conditions", "distill", "summary", "test"))])
+def test_a_file_without_a_value_that_the_page_reads(stem, path, tmp_path):
+    for name in ("results", "forensics", "robustness"):
+        content = json.loads((ROOT / f"assets/demo/{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(without(content, *path) if name == stem else content))
+    if stem == "results" and path != ("baseline",):
+        with pytest.raises(UserError, match="results.json: conditions.distill.summary.test: missing"):
+            made.read("demo", tmp_path, "test", None)
+        return
+    found = made.read("demo", tmp_path, "test", None)
+    assert made.render(found, {"cards": [], "filters": [], "notes": []})
+    left_out = [f"left out: {tmp_path}/{stem}.json: {'.'.join(map(str, path[:2]))}"[:60]] * (stem != "results")
+    assert [line[:60] for line in found.missing if line.startswith("left out")] == left_out
+
+
 def test_in_a_browser(study, tmp_path, monkeypatch):
     page = report(monkeypatch, "--study", "small", "--base_dir", str(study), "--out", str(tmp_path / "r.html"))
     sha = base64.b64encode(hashlib.sha256(READER.encode()).digest()).decode()

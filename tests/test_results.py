@@ -12,7 +12,7 @@ import pytest
 
 import write_results
 from graft.errors import UserError
-from graft.reporting import components, results, stats, tables
+from graft.reporting import comparisons, components, results, stats, tables
 
 DATA = {"id": "digits", "fingerprint": "f", "fingerprints": {"val": "f1", "test": "f1"}, "classes": 4}
 N = 120
@@ -323,6 +323,12 @@ def test_contrasts_are_a_second_table(tmp_path, runs, monkeypatch):
     assert second.splitlines()[3:] == ["<!-- /results demo -->", "b"]
     assert tables.shown(content) in (tmp_path / "out/table.md").read_text()
     assert r"distill $-$ random\_teacher & test" in (tmp_path / "out/table.tex").read_text()
+    text = "a\n<!-- contrasts demo -->\nold\n<!-- /contrasts demo -->\nb\n"
+    for words in ((), ("--split", "val")):  # what is inserted is of the test split, whatever the tables are of
+        (tmp_path / "text.md").write_text(text)
+        monkeypatch.setattr(sys, "argv", sys.argv[:7] + [*words])
+        write_results.main()
+        assert "| distill - random_teacher | test |" in (tmp_path / "text.md").read_text()
     frame = pd.read_csv(tmp_path / "out/contrasts.csv")
     assert list(frame["split"]) == ["val", "test"] and frame["p_holm"][1] == pytest.approx(one["p_holm"])
     write()
@@ -365,3 +371,14 @@ def test_latex_aligns_values_and_keeps_what_a_comparison_needs(tmp_path, runs, m
         "demo", DATA, [run for run in runs if run["split"] == "test"], tmp_path))
     with pytest.raises(UserError, match="no condition is scored on val"):
         write_results.main()
+
+
+def test_the_untrained_model_has_no_seed_in_any_of_its_contexts(tmp_path):
+    """Against its one run every seed of a condition counts, whatever the context is called."""
+    rng = np.random.default_rng(0)
+    same = rng.random(300)
+    names = ("base_kshot", "base_instruction")
+    rows = {("trained", "test"): {seed: pd.DataFrame({"correct": same < 0.5 + seed / 10}) for seed in range(3)},
+            **{(name, "test"): {0: pd.DataFrame({"correct": same < 0.3})} for name in names}}
+    kshot, named = (comparisons.differences(rows, [("trained", name)])[0] for name in names)
+    assert kshot["scope"] == named["scope"] == "seeds and examples" and kshot["ci95"] == named["ci95"]

@@ -20,7 +20,7 @@ from graft.config import parts
 from graft.config.options import Part
 from graft.errors import UserError
 from graft.evaluation import _transformers, retention
-from graft.reporting import reading, results
+from graft.reporting import reading, results, retained
 from graft.runtime import checkpoint
 from graft.students._tiny_lm import make
 
@@ -121,6 +121,18 @@ def test_what_is_kept_is_used_again_while_it_is_true(study, monkeypatch):
     for damaged in ("{", json.dumps({**content, "kl": {"1": [0.0]}}), json.dumps({**content, "weights": "other"})):
         file.write_text(damaged)
         assert evaluate(study, monkeypatch)["conditions"] == first["conditions"]
+
+
+def test_conditions_that_were_asked_other_questions_are_refused(study, monkeypatch):
+    """The untrained model answered those of the first condition: by position they would be compared with any others."""
+    evaluate(study, monkeypatch)
+    own = Path("moved/seed0/eval-retention/trained-0shot/test-4.parquet")
+    rows = results.example_rows(study / own)
+    results.write_examples(study / "other.parquet", rows.assign(gold=rows["gold"] + "?"), rows.attrs["fingerprint"])
+    runs = {name: [{"probes": {"trained": {"0": {"examples": str(file)}}}}]
+            for name, file in (("moved", own), ("other", "other.parquet"))}
+    with pytest.raises(UserError, match="other: trained, 0 shots: asks other questions than .* of moved"):
+        retained.assemble("s", {}, runs, runs["moved"][0], study, [])
 
 
 def test_figures_of_gain_against_gap_and_retention(study, monkeypatch, tmp_path):

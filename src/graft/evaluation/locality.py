@@ -138,4 +138,4 @@ def assemble(runs: Runs, conditions: dict[str, Condition], base_dir: Path, roles
         **({"imposed": mediation.curve(doses, distance, correct)} if doses else {}),
         "hypotheses": [*hypotheses.of_the_original(
             roles, distance, {name: condition.trace for name, condition in conditions.items()}, correct, margin),
-            *mediation.chain(roles, doses, distance, correct)]}
+            *mediation.chain(roles, doses, distance, correct, margin)]}

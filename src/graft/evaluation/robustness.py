@@ -56,6 +56,7 @@ class Evaluator:
         self.split, self.weights, self.images = options.split, options.weights, options.images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
+        self.data: Task | None = None  # of the first run
 
     def run(self, run_dir: Path) -> dict[str, Any]:
         """The entry of one run."""
@@ -67,6 +68,10 @@ class Evaluator:
         if not len(split):
             raise UserError(f"{run_dir}: --split {self.split}: its data have no such images")
         student, info = rebuild.classifier(run, self.weights, self.device)
+        self.data = self.data or task
+        if task.fingerprints[self.split] != (known := self.data.fingerprints[self.split]):
+            raise UserError(f"{run_dir}: has other {self.split} data than the runs before it "
+                            f"({task.fingerprints[self.split][:12]} and {known[:12]})")
         labels = split.labels.numpy()
         index = _images.fixed_index(split, self.images or len(split)).sort().values
         theirs = labels[index.numpy()]

@@ -64,7 +64,7 @@ def order(name: str, statistic: str, roles: Roles, claim: str, values: Mapping[s
         difference = compare(values[roles[more]], values[roles[less]])
         legs.append({"claim": f"{left} {sign} {right}", "more": roles[more], "less": roles[less], **difference,
                      "verdict": judged(difference)})
-    return {"name": name, "statistic": statistic, "claim": claim, "verdict": _all_of(legs), "legs": legs,
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
 
 
@@ -78,7 +78,8 @@ def judged(difference: dict[str, Any]) -> str:
     return stats.verdict(BY_SIGN, difference["ci95"]) if _of_seeds(difference) else UNDECIDED
 
 
-def _all_of(legs: list[dict[str, Any]]) -> str:
+def all_of(legs: list[dict[str, Any]]) -> str:
+    """The verdict on a claim of several legs: supported if all of them are, contradicted if one is."""
     verdicts = {leg["verdict"] for leg in legs}
     if "contradicted" in verdicts:
         return "contradicted"
@@ -111,16 +112,20 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     missing = [role for role in pair if not values.get(roles.get(role, ""))]
     if missing:
         return untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
-    difference = of_images(values[roles[first]], values[roles[second]])
-    verdict = UNDECIDED
-    if _of_seeds(difference):
-        low, high = difference["ci95"]
-        verdict = "supported" if -margin <= low and high <= margin else verdict
-        verdict = "contradicted" if low > margin or high < -margin else verdict
-    legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **difference,
-             "verdict": verdict}]
-    return {"name": name, "statistic": statistic, "claim": claim, "verdict": verdict, "legs": legs,
+    legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **(
+        difference := of_images(values[roles[first]], values[roles[second]])), "verdict": within(difference, margin)}]
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
+
+
+def within(difference: dict[str, Any], margin: float) -> str:
+    """The verdict on a difference that is claimed to be none, up to ±margin."""
+    if not _of_seeds(difference):
+        return UNDECIDED
+    low, high = difference["ci95"]
+    if -margin <= low and high <= margin:
+        return "supported"
+    return "contradicted" if low > margin or high < -margin else UNDECIDED
 
 
 def correctness(path: Path, split: str) -> ByExample:

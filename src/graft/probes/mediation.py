@@ -1,7 +1,7 @@
 """Whether an arm's accuracy is what its attention distance explains: a curve of imposed distances, read at the arm.
 
 Three steps, each with its verdict: does distillation change attention distance; does an imposed distance change
-accuracy; is the arm's change of accuracy what the imposed curve predicts for its change of distance.
+accuracy; is the arm's loss of accuracy, up to a margin, what the imposed curve predicts for its change of distance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.probes.hypotheses import ByExample, Roles, judged, of_images, order, reason, untested
+from graft.probes.hypotheses import ByExample, Roles, all_of, judged, of_images, order, reason, untested, within
 from graft.reporting import stats
 
 
-def chain(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample) -> list[dict[str, Any]]:
+def chain(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample,
+          margin: float) -> list[dict[str, Any]]:
     """The three claims, for the conditions `doses`, which impose distances, the most local one first.
 
-    `distance` and `correct`: condition -> seed -> (n,), of each image.
+    `distance` and `correct`: condition -> seed -> (n,), of each image. `margin`: of accuracy, up to which the observed
+    loss is the predicted one.
     """
     if not doses:
         return []
     local = {**roles, "local": doses[0]}
     return [order("distillation_makes_local", "attention_distance", roles, "cnn < baseline", distance, of_images),
             order("imposed_locality_harms", "accuracy", local, "local < baseline", correct, of_images),
-            _explained(roles, doses, distance, correct)]
+            _explained(roles, doses, distance, correct, margin)]
 
 
 def curve(doses: Sequence[str], distance: ByExample, correct: ByExample) -> list[dict[str, Any]]:
@@ -36,15 +38,18 @@ def curve(doses: Sequence[str], distance: ByExample, correct: ByExample) -> list
              "accuracy": mean(correct[name]) if name in correct else None} for name in doses if name in distance]
 
 
-def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample) -> dict[str, Any]:
+def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample,
+               margin: float) -> dict[str, Any]:
     """Does the CNN arm lose what its attention distance explains?
 
     A seed's curve is a broken line through the imposed arms of that seed, from attention distance to an image's
     correctness. The loss that it predicts is its value at the baseline's distance minus that at the arm's, so that a
     cost which the imposing term has at every distance cancels. Differences are for new seeds and new images. Nothing
-    is extrapolated: distances beyond the imposed ones leave the claim undecided.
+    is extrapolated: distances beyond the imposed ones leave the claim undecided. It is supported if there is a loss,
+    the curve predicts one, and the two agree up to the margin.
     """
-    head = ("locality_explains", "accuracy", "baseline - cnn, as the attention distance predicts it, > 0")
+    head = ("locality_explains", "accuracy",
+            f"0 < baseline - cnn = as the attention distance predicts, within {margin:g}")
     wanted = [roles.get("baseline", ""), roles.get("cnn", ""), *doses]
     if missing := [name or "cnn" for name in wanted if not distance.get(name) or not correct.get(name)]:
         return untested(*head, f"no attention distance and accuracy of {', '.join(missing)}")
@@ -63,12 +68,12 @@ def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct:
         predicted[seed] = (weights(imposed, before) - weights(imposed, after)) @ rows
         observed[seed] = correct[baseline][seed].astype(float) - correct[arm][seed]
     nothing = {seed: np.zeros_like(rows) for seed, rows in predicted.items()}
-    legs = [{"claim": f"{what} > 0", "more": baseline, "less": arm, **(found := of_images(values, other)),
-             "verdict": judged(found)}
-            for what, values, other in (("predicted loss", predicted, nothing), ("observed loss", observed, nothing),
-                                        ("observed - predicted loss", observed, predicted))]
+    legs = [{"claim": f"{what} > 0", "more": baseline, "less": arm, **(found := of_images(values, nothing)),
+             "verdict": judged(found)} for what, values in (("predicted loss", predicted), ("observed loss", observed))]
+    legs.append({"claim": f"observed loss = predicted loss within {margin:g}", "more": baseline, "less": arm,
+                 "margin": margin, **(found := of_images(observed, predicted)), "verdict": within(found, margin)})
     name, statistic, claim = head
-    return {"name": name, "statistic": statistic, "claim": claim, "verdict": legs[0]["verdict"], "legs": legs,
+    return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
 
 

@@ -137,6 +137,8 @@ def _fingerprint(side: Side, split: str) -> str:
 
 
 def _verdict(one: dict[str, Any], p_holm: float) -> str:
+    if one["scope"] == "examples" and not one["same_checkpoints"]:
+        return "undecided (1 seed)"  # another seed of the same method may be as far away
     if not stats.decided(one["ci95"], p_holm):
         return "no change found"
     return "higher" if one["ci95"][0] > 0 else "lower"

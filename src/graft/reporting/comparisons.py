@@ -75,8 +75,8 @@ def _compare(rows: Rows, a: str, b: str, split: str, column: str, draws: int) ->
     runs = [len(a_values), len(b_values)]
     # The untrained model has no seed that could have been another: its one run stands against every seed of the other.
     # As a side of one seed it would make this a comparison of one seed, and the other's spread would be lost.
-    if b in GAP and runs[1] == 1:
+    if b.startswith(UNTRAINED) and runs[1] == 1:
         b_seeds, b_values = a_seeds, np.repeat(b_values, len(a_values), 0)
-    elif a in GAP and runs[0] == 1:
+    elif a.startswith(UNTRAINED) and runs[0] == 1:
         a_seeds, a_values = b_seeds, np.repeat(a_values, len(b_values), 0)
     return {**stats.paired_difference(a_values, b_values, paired_seeds=a_seeds == b_seeds, draws=draws), "seeds": runs}

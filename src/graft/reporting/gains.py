@@ -1,5 +1,6 @@
 """What students gain over the baseline, by the accuracy of their teacher."""
 
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,8 +14,13 @@ def teacher_of(condition: dict[str, Any]) -> str:
     changed = {key: new for key, _, new in condition.get("differs", ())}
     if changed.get("teacher.shuffle") is True or changed.get("teacher.random_weights") is True:
         return ""
-    path = PurePosixPath(str(changed.get("teacher.path", "")))
-    return path.parent.name if path.name.startswith("seed") else path.name
+    return run_name(str(changed.get("teacher.path", "")))
+
+
+def run_name(folder: str) -> str:
+    """The condition or teacher that a run's folder is of, which may be its seed's."""
+    path = PurePosixPath(folder)
+    return path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
 
 
 def gains(content: dict[str, Any], split: str) -> pd.DataFrame:

@@ -24,9 +24,10 @@ def number(value: float | None, decimals: int, sign: str = "") -> str:
 
 
 def interval(summary: dict[str, Any], decimals: int, scale: float = 1) -> str:
-    """mean [low, high] of a seed summary."""
-    low, high = summary["ci95"]
-    ends = "" if low is None else f" {{[}}{number(scale * low, decimals)}, {number(scale * high, decimals)}{{]}}"
+    """mean [low, high] of a seed summary; * at an end beyond which there is nothing, but the interval would go on."""
+    low, high = (number(None if end is None else scale * end, decimals) + "*" * (name in summary.get("cut", ()))
+                 for name, end in zip(("low", "high"), summary["ci95"]))
+    ends = "" if summary["ci95"][0] is None else f" {{[}}{low}, {high}{{]}}"
     return number(scale * summary["mean"], decimals) + ends
 
 

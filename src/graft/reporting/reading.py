@@ -109,8 +109,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
     content = _read(path, RESULTS)
     for name, condition in content["conditions"].items():
         scored = {run["split"] for run in condition["runs"]}
-        for split in condition["summary"].keys() - scored:
-            raise UserError(f"{path}: conditions.{name}.summary.{split}: no run was scored on it")
+        for split in condition["summary"].keys() ^ scored:
+            why = "no run was scored on it" if split not in scored else "missing, and runs were scored on it"
+            raise UserError(f"{path}: conditions.{name}.summary.{split}: {why}")
     classes = content["data"].get("classes", 1)
     if not classes or (isinstance(classes, int) and classes < 1):
         raise UserError(f"{path}: data.classes: expected some, got {classes!r}")
@@ -141,6 +142,8 @@ def read_robustness(path: str | Path) -> dict[str, Any]:
     for name, condition in content["conditions"].items():
         for i, run in enumerate(condition["runs"]):
             where, clean = f"{path}: conditions.{name}.runs[{i}].clean", run["clean"]
+            if len(clean["per_class"]) != size:
+                raise UserError(f"{where}.per_class: expected {size}, as data.classes")
             if [len(row) for row in clean["confusion"]] != [size] * size:
                 raise UserError(f"{where}.confusion: expected {size} rows of {size} numbers, as data.classes")
             for key, curve in clean["roc"].items():

@@ -1,5 +1,6 @@
 """From a study's runs to retention.json: what each condition kept, with intervals over seeds and items."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from graft.errors import UserError
 from graft.reporting import results, stats, tables
 from graft.reporting.reading import SCHEMA_VERSION
 
+Asked = tuple[str, str]  # a probe, with so many worked examples
 Runs = Sequence[dict[str, Any]]  # of one condition, a seed each, as evaluation.retention makes them
 
 
@@ -21,10 +24,16 @@ def assemble(study: str, data: dict[str, Any], conditions: dict[str, Runs], untr
     difference to the untrained model over all questions of `others` with the most worked examples, and `kl`, on the
     plain text.
     """
-    reference = _rows([untrained], base_dir)
+    reference, questions = _rows([untrained], base_dir)
+    asked = {key: items for key, (items,) in questions.items()}
+    read = {name: _rows(runs, base_dir) for name, runs in conditions.items()}
+    for (name, (_, theirs)), (probe, shots) in itertools.product(read.items(), asked):
+        if not all(asked[probe, shots].equals(items) for items in theirs[probe, shots]):
+            raise UserError(f"{base_dir}: {name}: {probe}, {shots} shots: asks other questions than the untrained "
+                            f"model of {next(iter(conditions))}; expected conditions of one task")
     found = {}
     for name, runs in conditions.items():
-        rows = _rows(runs, base_dir)
+        rows, _ = read[name]
         probes = {probe: {"shots": {shots: _of_shots(runs, probe, shots, rows, reference)
                                     for shots in runs[0]["probes"][probe]},
                           "kl": _mean([run["kl"][probe] for run in runs])} for probe in runs[0]["probes"]}
@@ -43,17 +52,18 @@ def assemble(study: str, data: dict[str, Any], conditions: dict[str, Runs], untr
             "others": list(others), "order": list(found), "conditions": found, "untrained": {"probes": own}}
 
 
-def _rows(runs: Runs, base_dir: Path) -> dict[tuple[str, str], np.ndarray]:
-    """Right or wrong by probe and number of worked examples, (S, N) bool."""
-    def right(entry: dict[str, Any]) -> np.ndarray:
-        return results.example_rows(base_dir / entry["examples"])["correct"].to_numpy()
+def _rows(runs: Runs, base_dir: Path) -> tuple[dict[Asked, np.ndarray], dict[Asked, list[pd.DataFrame]]]:
+    """By probe and number of worked examples right or wrong, (S, N) bool, and each run's questions."""
+    right, items = {}, {}
+    for probe, shots in [(probe, shots) for probe, asked in runs[0]["probes"].items() for shots in asked]:
+        frames = [results.example_rows(base_dir / run["probes"][probe][shots]["examples"]) for run in runs]
+        items[probe, shots] = [frame[["index", "gold"]] for frame in frames]
+        right[probe, shots] = np.stack([frame["correct"].to_numpy() for frame in frames])
+    return right, items
 
-    return {(probe, shots): np.stack([right(run["probes"][probe][shots]) for run in runs])
-            for probe, asked in runs[0]["probes"].items() for shots in asked}
 
-
-def _of_shots(runs: Runs, probe: str, shots: str, rows: dict[tuple[str, str], np.ndarray],
-              reference: dict[tuple[str, str], np.ndarray] | None = None) -> dict[str, Any]:
+def _of_shots(runs: Runs, probe: str, shots: str, rows: dict[Asked, np.ndarray],
+              reference: dict[Asked, np.ndarray] | None = None) -> dict[str, Any]:
     """Accuracy, length and end of the answers; with a `reference` the difference to the untrained model."""
     entries = [run["probes"][probe][shots] for run in runs]
     right = rows[probe, shots]

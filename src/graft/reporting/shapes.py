@@ -63,12 +63,14 @@ RETENTION = {
         "text": {"kl": SPREAD}, "retention": {"accuracy?": {**APART, "shots": Count()}, "kl": SPREAD}}}}
 
 CLEAN = {"n": Count(1), "ece": NUMBER, "ece_calibrated": NUMBER, "macro": {"auc": MAYBE},
-         "reliability": [{"low": NUMBER, "high": NUMBER, "n": Count()}], "confusion": [[Count()]],
-         "per_class": [{"class": str, "support": Count()}],
+         "reliability": [{"low": NUMBER, "high": NUMBER, "n": Count(), "confidence?": MAYBE, "accuracy?": MAYBE}],
+         "confusion": [[Count()]], "per_class": [{"class": str, "support": Count(), "recall?": MAYBE}],
          "roc": {"*": {"fpr": [NUMBER], "tpr": [NUMBER]}}}
 ROBUSTNESS = {
-    "study": str, "data": {"classes": [str]}, "order": [str],
-    "conditions": {"*": {"runs": [{"seed": int, "split": str, "clean": CLEAN}], "summary?": {"*": MEAN}}}}
+    "study": str, "data": {"fingerprint": str, "classes": [str], "n?": {"clean": Count(1), "corrupted": Count()}},
+    "order": [str], "conditions": {"*": {"runs": [{
+        "seed": int, "split": str, "checkpoint_sha256": str, "clean": CLEAN,
+        "corruptions?": {"*": {"*": {"accuracy": Share()}}}}], "summary?": {"*": MEAN}}}}
 
 CKA = {"n": Count(), "layers_1": [str], "layers_2": [str], "cka": [[MAYBE]], "null": {"max_abs": MAYBE}}
 HESSIAN = {
@@ -79,29 +81,29 @@ SEEN = {
     "cls_collapse_ratio": MAYBE, "collapsed_heads_ratio_relative": NUMBER,
     "cka": {"self": CKA, "teacher?": Optional(CKA)}, "per_layer_stats": {"*": {"mean_distance": [NUMBER]}},
     "hessian?": HESSIAN}
+SUMMARY = {"layer_distance?": [MEAN], "*": MEAN}
+LEG = {"claim": str, "difference": NUMBER, "ci95": CI95, "verdict": str, "more?": str, "less?": str,
+       "detectable?": MAYBE}
 FORENSICS = {
-    "study": str, "data": {"n": {"*": Count()}}, "order?": [str],
+    "study": str, "data": {"fingerprint": str, "n": {"*": Count()}}, "order?": [str],
     "thresholds": {"relative": NUMBER, "cls_collapse_warning": NUMBER},
-    "references": {"uniform": {"mean_distance": NUMBER, "cls_dispersion": MAYBE},
-                   "random_init": {"runs": [SEEN]}, "teacher_cka": {"*": {"*": CKA}}},
-    "conditions": {"*": {"runs": [SEEN]}},
+    "references": {"uniform": {"mean_distance": NUMBER, "cls_dispersion": MAYBE, "*": MAYBE},
+                   "random_init": {"runs": [SEEN], "summary?": SUMMARY}, "teacher_cka": {"*": {"*": CKA}}},
+    "conditions": {"*": {"runs": [{**SEEN, "checkpoint_sha256": str}], "summary?": SUMMARY, "warnings?": [str]}},
+    "hypotheses?": [{"name": str, "statistic": str, "claim": str, "verdict": str, "reason": str, "legs": [LEG]}],
     "imposed?": [{"condition": str, "attention_distance": MEAN, "accuracy": Optional(MEAN)}]}
 
 # What the paper needs besides.
-LEG = {"claim": str, "difference": NUMBER, "ci95": CI95, "verdict": str}
 PAPER_RESULTS = {"baseline": str, "data": {"classes": [str],
                                            "sizes": dict.fromkeys(("train", "val", "test"), Count())}}
 PAPER_FORENSICS = {
-    "data": {"split": str, "fingerprint": str, "n": {"attention": Count(), "cka": Count()}},
+    "data": {"split": str, "n": {"attention": Count(), "cka": Count()}},
     "thresholds": {"relative": NUMBER, "share_of_uniform": NUMBER},
-    "references": {"uniform": {"mean_distance": NUMBER, "entropy": NUMBER, "*": MAYBE},
-                   "random_init": {"summary": {"layer_distance?": [MEAN], "*": MEAN}}},
-    "conditions": {"*": {"summary": {"layer_distance?": [MEAN], "*": MEAN},
-                         "runs": [{"checkpoint_sha256": str,
-                                   "hessian?": {"trace": {"rank": Count(), "tolerance": NUMBER}}}]}},
-    "hypotheses": [{"name": str, "statistic": str, "claim": str, "verdict": str, "reason": str, "legs": [LEG]}]}
+    "references": {"uniform": {"entropy": NUMBER}, "random_init": {"summary": SUMMARY}}, "roles": {"*": str},
+    "conditions": {"*": {"summary": SUMMARY,
+                         "runs": [{"hessian?": {"trace": {"rank": Count(), "tolerance": NUMBER}}}]}},
+    "hypotheses": [dict]}
 PAPER_ROBUSTNESS = {
-    "data": {"fingerprint": str},
     "conditions": {"*": {"summary": dict.fromkeys(("accuracy", "tta_accuracy", "corrupted_accuracy", "macro_f1", "ece"),
                                                   MEAN),
-                         "runs": [{"checkpoint_sha256": str, "corruptions": {"*": {"*": dict}}}]}}}
+                         "runs": [{"corruptions": dict}]}}}

@@ -30,7 +30,7 @@ def warnings(results: dict[str, Any]) -> list[str]:
         found.append(f"The data are stored with loss ({data['id']}): published accuracies do not hold on them.")
     found += [str(note) for note in data.get("notes", [])]
     if "limit" in results:
-        found.append(f"Scored on the first {results['limit']} questions alone: no full score of the study.")
+        found.append(f"Scored on {results['limit']} questions alone, chosen at random: no full score of the study.")
     for name, condition in results["conditions"].items():
         if any(run.get("other_data") for run in condition["runs"]):
             found.append(f"{name} was trained on other data than it is scored on.")
@@ -38,7 +38,7 @@ def warnings(results: dict[str, Any]) -> list[str]:
             found.append(f"{name} was trained on other items than {results.get('baseline')}.")
         if condition.get("recipe_differs") and condition["vs_baseline"]:
             keys = ", ".join(change[0] for change in condition["recipe_differs"])
-            found.append(f"{name} differs from {results['baseline']} also in its recipe ({keys}).")
+            found.append(f"{name} differs from {results.get('baseline')} also in its recipe ({keys}).")
         if any(run.get("cut_short") for run in condition["runs"]):
             found.append(f"{name}: some prompts were cut to fit.")
     return found
