@@ -73,8 +73,14 @@ def test_one_seed_speaks_of_checkpoints():
 
 def test_another_seed_is_no_change_of_a_method(tmp_path):
     """With one seed a side the items alone are behind the interval; the same checkpoints are another matter."""
-    one, = of(*(study(tmp_path / name, {"baseline": level}, first, seeds=1)
-                for name, level, first in (("a", 0.3, 0), ("b", 0.9, 7))))["comparisons"]
+    a, b = (study(tmp_path / name, {"baseline": level}, first, seeds=1)
+            for name, level, first in (("a", 0.3, 0), ("b", 0.9, 7)))
+    assert of(a, b)["comparisons"][0]["verdict"] == "higher"  # the digests are the same
+    content = json.loads(b.read_text())
+    for run in content["conditions"]["baseline"]["runs"]:
+        run["checkpoint_sha256"] = "another"
+    b.write_text(json.dumps(content))
+    one, = of(a, b)["comparisons"]
     assert one["p_holm"] < 1e-6 and one["ci95"][0] > 0 and one["verdict"] == "undecided (1 seed)"
 
 
