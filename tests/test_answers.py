@@ -65,12 +65,14 @@ def test_boxes(text, strict, flexible):
     ["10,000", "10000", r"10{,}000", r"10,\!000"], [".5", "0.5", "0.50"], [r"\sqrt2", r"\sqrt{2}"],
     [r"\left( 1, 2 \right)", "(1,2)"], [r"\text{Evelyn}", "Evelyn", r"\textbf{Evelyn}"],
     [r"3\sqrt{2}", r"3 \sqrt{2}", r"3\,\sqrt 2"], [r"\leftarrow"], ["(1,000)"], ["-5"], ["12,34"], [r"x=y=5"],
-    [r"\frac{-1}{2}"]])
+    [r"\frac{-1}{2}"], [r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+                         r"\begin{pmatrix} 1 \\\ 2 \end{pmatrix}"]])
 def test_latex_has_one_spelling_within_a_kind_and_others_between(same):
     kinds = {normal_latex(answer) for answer in same}
     assert len(kinds) == 1
     assert kinds <= {r"\frac{1}{2}", "5", "10000", "0.5", r"\sqrt{2}", "(1,2)", "Evelyn", r"3\sqrt{2}", r"\leftarrow",
-                     "(1,000)", "-5", "12,34", "y=5", r"\frac{-1}{2}"}
+                     "(1,000)", "-5", "12,34", "y=5", r"\frac{-1}{2}",
+                     r"\begin{pmatrix}1\\2\end{pmatrix}"}
 
 
 @pytest.mark.parametrize(("text", "strict", "flexible"), [

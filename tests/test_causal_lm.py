@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CohereForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GenerationConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
@@ -232,6 +234,24 @@ def test_only_adapters_are_trained_in_fp32_and_the_base_stays(tmp_path):
         step(model, *batch(about, 3, 17), i)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters() if name in before)
     assert all(not torch.equal(adapters[name], p) for name, p in trained.items())
+
+
+@way
+def test_what_a_model_that_also_sees_does_not_use_for_text_is_not_trained(tmp_path, lora):
+    """Its vision tower has layers of the same names; untouched by every loss they would stop DDP at the second step."""
+    text = json.loads((Path(lm("gemma3")) / "config.json").read_text())
+    shutil.copytree(lm("gemma3"), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}
+    Gemma3ForConditionalGeneration(Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4)).save_pretrained(
+        tmp_path / "model")
+    about = task("gemma3")
+    model = student(about, "gemma3", lora=lora, model=str(tmp_path / "model"))
+    ce(model, *batch(about, 3, 17)).backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and not any("vision" in name or "projector" in name for name in trained)
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
 
 
 def test_full_fine_tuning_has_master_weights_in_fp32_and_trains_all(tmp_path):

@@ -229,6 +229,10 @@ def test_smoke_runs_are_short_and_in_a_folder_of_their_own():
     model = "experiments/demo_language-smoke/pretrain/seed0"
     assert language.jobs["baseline/seed0"].config.student.args["model"] == model
     assert language.jobs["baseline/seed0"].needs == ("architecture/work", "pretrain/seed0")
+    words = Graph(study.load("words_smollm2"), Asked(smoke=True)).jobs
+    assert words["teacher_targets/seed0"].config.teacher.args["targets"] == "gold", "sampled answers are all cut off"
+    assert not any("samples" in name for name in words)
+    assert any("samples" in name for name in Graph(study.load("words_smollm2"), Asked()).jobs)
 
 
 # ------------------------------------------------------------------------------------------- one's own

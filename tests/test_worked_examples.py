@@ -46,10 +46,11 @@ def pairs(task, split="train") -> dict[str, str]:
 
 
 def test_single_words_are_scrambled_by_letters(task, prompt):
-    words = [Item(i, f"word{i:03}", f"form{i:03}ed", f"form{i:03}ed", "") for i in range(30)]
-    single = small_task(prompt, words, [], val_fraction=0.2)
-    said = one_line(choose, single, "train", 0, Context("random_shots", 4))
-    assert "single words" in said and "random_letters" in said
+    for before in ("Question: ", ""):  # the same before every question has no order either
+        words = [Item(i, f"{before}{chr(97 + i)}ord{i:03}", f"form{i:03}ed", f"form{i:03}ed", "") for i in range(30)]
+        single = small_task(prompt, words, [], val_fraction=0.2)
+        said = one_line(choose, single, "train", 0, Context("random_shots", 4))
+        assert "single words" in said and "random_letters" in said
     plain, mixed = (choose(single, "train", 0, Context(kind, 4)) for kind in ("fewshot", "random_letters"))
     assert mixed != plain and mixed == choose(single, "train", 0, Context("random_letters", 4))
     for shot, other in zip(plain, mixed, strict=True):

@@ -72,19 +72,32 @@ def adapted(lm: PreTrainedModel, revision: str, lora: bool, rank: int, alpha: in
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora:
             lm.enable_input_require_grads()
+    run = _that_answer(lm)
     if not lora:
+        ours = {parameter for module in run for parameter in module.parameters()}
+        for parameter in lm.parameters():
+            parameter.requires_grad_(parameter in ours)
         return lm
-    adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout,
-                          bias="none", target_modules=list(targets), revision=revision or None)
+    named = {name: module for name, module in lm.named_modules() if name.rpartition(".")[2] in targets}
+    whole = [name for name, module in named.items() if module in run]
+    adapters = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
+                          target_modules=list(targets) if len(whole) == len(named) else whole,
+                          revision=revision or None)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name of the past
         return get_peft_model(lm, adapters)
+
+
+def _that_answer(lm: PreTrainedModel) -> set[nn.Module]:
+    """The modules that `CausalLM.forward` runs. Models that also see have others, which no loss would ever reach."""
+    return {*lm.get_decoder().modules(), lm.get_output_embeddings()}
 
 
 def _refuse_targets(model: str, lm: PreTrainedModel, targets: Sequence[str]) -> None:
     if not targets:
         raise UserError("student.targets: expected names of linear layers, got none; or set student.lora to false")
     kinds: dict[str, set[type]] = {}
-    for name, module in lm.named_modules():
+    run = _that_answer(lm)
+    for name, module in ((name, module) for name, module in lm.named_modules() if module in run):
         kinds.setdefault(name.rpartition(".")[2], set()).add(type(module))
     if missing := [name for name in targets if name not in kinds]:
         raise UserError(f"student.targets: {model} has no layer {', '.join(missing)}")

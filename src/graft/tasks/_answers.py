@@ -88,7 +88,8 @@ def _braced(text: str, start: int) -> str | None:
 
 
 _REWRITE = [(re.compile(pattern), by) for pattern, by in [
-    (r"\\[!,;: ]|\\q?quad\b|~|\\left(?![a-z])|\\right(?![a-z])", ""),  # spacing, and the size of brackets
+    (r"(?<!\\)((?:\\\\)*)\\[!,;: ]", r"\1"),  # spacing; two backslashes before a space end a row
+    (r"\\q?quad\b|~|\\left(?![a-z])|\\right(?![a-z])", ""),  # spacing, and the size of brackets
     (r"\\?[$%]", ""),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree|°", ""),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),

@@ -4,6 +4,7 @@ Training's teacher, its cache and the k-shot evaluation come here. Which example
 few-shot seed and the item alone, never on the training seed, the epoch or the process.
 """
 
+import os
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -98,7 +99,9 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
     if context.kind == "wrong_shots":
         shots = [(example.question, outside(_says(example))) for example in examples]
     if context.kind == "random_shots":
-        if not any(" " in text for shot in shots for text in shot):
+        # What stands before every question, such as "Question: ", makes no order of words.
+        before = len(os.path.commonprefix([train.items[j].question for j in pool[:16]]))
+        if not any(len({*text.split()}) > 1 for question, answer in shots for text in (question[before:], answer)):
             raise UserError(f"teacher.context: random_shots: the examples of item {item.id} of {task.name} are single "
                             "words, which have no other order; expected texts of several, or random_letters")
         shots = [tuple(_scramble(text, " ", draw) for text in shot) for shot in shots]
