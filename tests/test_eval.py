@@ -182,6 +182,30 @@ def test_another_recipe_is_called_one(study, monkeypatch, capsys, tmp_path):
     assert "note: longer differs from baseline also in train.duration" in capsys.readouterr().out
 
 
+def test_seeds_of_another_recipe_are_no_seeds_of_a_condition(study, tmp_path, monkeypatch):
+    base = shutil.copytree(study, tmp_path / "small")
+    run_main(tiny(base / "smoothed", "train.duration=10st", "objective.ce.smoothing=0.2", seed=2))
+    says = "smoothed/seed2: was trained with objective.ce.smoothing 0.2, .*seed0 with 0.3; expected seeds of one recipe"
+    with pytest.raises(UserError, match=says):
+        evaluate(base, monkeypatch)
+
+
+def test_a_student_of_another_teacher_than_lies_there_is_not_scored(tmp_path, monkeypatch):
+    """Its teacher was trained anew with the same name; the seeds after that learn from another."""
+    base, words = tmp_path / "small", ["train.duration=6st"]
+    kd = [*words, f"teacher={{name: run, path: {base / 'teacher/seed0'}}}",
+          "objective=[{name: ce, weight: 0.5}, {name: kd, weight: 0.5}]"]
+    run_main(tiny(base / "teacher", *words))
+    run_main(tiny(base / "baseline", *words))
+    run_main(tiny(base / "smoothed", *kd, method="distill"))
+    evaluate(base, monkeypatch)
+    shutil.rmtree(base / "teacher")
+    evaluate(base, monkeypatch)  # it is gone, and another was never there
+    run_main(tiny(base / "teacher", *words, "optim.lr=0.01"))
+    with pytest.raises(UserError, match="smoothed/seed0: learned from another teacher than run "):
+        evaluate(base, monkeypatch)
+
+
 def test_an_unfinished_run_is_not_scored(study, monkeypatch):
     from graft.runtime import checkpoint
     cfg = tiny(study / "unfinished", "train.duration=10st")

@@ -1,5 +1,6 @@
 """The real training scripts, small: golden steps, parity between arms, independence of the batch's division."""
 
+import copy
 import importlib
 import json
 from dataclasses import replace
@@ -97,10 +98,12 @@ def test_distillation_of_weight_zero_is_the_baseline_bit_for_bit(tmp_path, teach
 
 
 def test_a_term_that_starts_later_leaves_the_steps_before_it_alone(tmp_path, teacher):
-    run_main(tiny(tmp_path / "a"))
+    long = "train.duration=4st"
     late = ["objective=[{name: ce, smoothing: 0.1}, {name: kd, weight: 0.5, warmup: 3st}]"]
-    run_main(tiny(tmp_path / "b", *distill(teacher)[:1], *late, method="distill"))
-    assert weights(tmp_path / "a/seed0") == weights(tmp_path / "b/seed0")
+    plain, later = run_main(tiny(tmp_path / "a", long)), run_main(
+        tiny(tmp_path / "b", *distill(teacher)[:1], *late, long, method="distill"))
+    losses = [[row["train/loss"] for row in rows if "train/loss" in row] for rows in (plain, later)]
+    assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]
 
 
 def divided(tmp_path: Path, teacher: Path, *extra: str) -> list[str]:
@@ -117,6 +120,24 @@ def test_accumulation_does_not_change_the_training(tmp_path, teacher):
     run_main(tiny(tmp_path / "a", *divided(tmp_path, teacher), method="distill"))
     run_main(tiny(tmp_path / "b", *divided(tmp_path, teacher, "train.accumulate=4"), method="distill"))
     assert_same_training(tmp_path / "a/seed0", tmp_path / "b/seed0")
+
+
+def test_accumulation_does_not_change_a_self_supervised_teacher(tmp_path):
+    """Its average and its centre move once a step, not once a micro-batch."""
+    words = ["ssl.prototypes=32", "ssl.hidden=32", "ssl.bottleneck=16", "train.duration=4st", "optim.name=sgd",
+             "optim.lr=0.1", "student.drop_path=0"]
+    for name, accumulate in (("a", 1), ("b", 4)):
+        run_main(tiny(tmp_path / name, *words, f"train.accumulate={accumulate}", method="ssl_teacher"))
+    assert_same_training(tmp_path / "a/seed0", tmp_path / "b/seed0")
+
+
+def test_an_average_has_the_statistics_of_its_model():
+    from graft.train_ssl_teacher import follow
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = copy.deepcopy(model)
+    model(torch.randn(16, 3) + 5)
+    follow([average], [model], 0.9)
+    assert torch.equal(average[1].running_mean, model[1].running_mean) and average[1].running_mean.abs().sum() > 0
 
 
 @pytest.mark.slow
@@ -288,6 +309,8 @@ def test_what_only_the_data_can_tell(tmp_path, overrides, says):
     (["train.batch_size=1", "student={name: cnn, arch: small}"], "BatchNorm needs at least 2 images in a micro-batch"),
     (["train.batch_size=20", "train.accumulate=4", "augment=[{name: mixup}]"], "per micro-batch, got 5"),
     (["augment=[{name: cutmix}, {name: flip}]"], "flip comes after an operation that mixes"),
+    (["objective=[{name: ce}, {name: attention, target: uniform, layers: [0], warmup: 9st}]", "train.duration=8st"],
+     "objective.1.warmup: 9st is not shorter than the 8 steps of the run; attention would never count"),
     (["augment=[{name: resized_crop, scale: [0.5, 0.2]}]"], r"resized_crop.scale: expected"),
 ])
 def test_what_the_first_step_would_refuse_a_dry_run_refuses(tmp_path, overrides, says):

@@ -47,9 +47,11 @@ class Dino(nn.Module):
         self.head = DinoHead(dim, ssl.prototypes, ssl.hidden, ssl.bottleneck)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center", torch.zeros(ssl.prototypes))
+        self.mean, self.share = 0.0, 0.0  # of the teacher's outputs in this step so far, times the share of it
 
     def forward(self, student: Outputs, teacher_GBD: Tensor, window: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the student's views against the teacher's G; then the centre takes in the teacher's mean output."""
+        """Loss of the student's views against the teacher's G; the centre takes in the teacher's mean output of a step
+        at its end, so that the loss does not depend on how the step is divided into micro-batches."""
         student_VBD = student.features[CLS[0]][:, 0].unflatten(0, (-1, teacher_GBD.shape[1]))
         with torch.no_grad():
             target = self.teacher_head(teacher_GBD)
@@ -58,19 +60,26 @@ class Dino(nn.Module):
         if dist.is_initialized():
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
-        self.center.lerp_(mean, 1 - self.ssl.center_momentum)
         loss = per_image.sum() / window
         # log K is the entropy of a collapsed, uniform teacher; 0 that of one that always gives the same answer.
         log_p = ((target.float() - self.center) / self.ssl.teacher_temp).log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1).mean() * per_image.numel() / window
+        share = per_image.numel() / window
+        entropy = -(log_p.exp() * log_p).sum(-1).mean() * share
+        self.mean, self.share = self.mean + share * mean, self.share + share
+        if self.share > 1 - 1e-6:
+            self.center.lerp_(self.mean, 1 - self.ssl.center_momentum)
+            self.mean, self.share = 0.0, 0.0
         return loss, {"dino": loss.detach(), "teacher_entropy": entropy}
 
 
 @torch.no_grad()
 def follow(average: list[nn.Module], model: list[nn.Module], momentum: float) -> None:
-    """w̄ ← m·w̄ + (1-m)·w for every parameter."""
+    """w̄ ← m·w̄ + (1-m)·w for every parameter; buffers, such as BatchNorm's statistics, are averages already."""
     ours = [p for module in average for p in module.parameters()]
     torch._foreach_lerp_(ours, [p.detach() for module in model for p in module.parameters()], 1 - momentum)
+    for theirs, module in zip(average, model, strict=True):
+        for buffer, own in zip(theirs.buffers(), module.buffers(), strict=True):
+            buffer.copy_(own)
 
 
 def knn_accuracy(module: nn.Module, task, k: int, batch_size: int) -> dict[str, float]:
@@ -95,10 +104,13 @@ def main(cfg: Config) -> None:
         run.start(task, student, dino, average=teacher,
                   evaluate=lambda module: knn_accuracy(module, task, ssl.knn, cfg.evaluate.batch_size))
 
+        followed = -1
         for batch in run.loop():
             # The teacher follows at the top of a step, so that a checkpoint, made at its end, holds both as they were.
-            rise = (1 - math.cos(math.pi * batch.step / run.total_steps)) / 2
-            follow([teacher, dino.teacher_head], [run.module, dino.head], ssl.momentum + (1 - ssl.momentum) * rise)
+            if batch.step != followed:
+                followed = batch.step
+                rise = (1 - math.cos(math.pi * batch.step / run.total_steps)) / 2
+                follow([teacher, dino.teacher_head], [run.module, dino.head], ssl.momentum + (1 - ssl.momentum) * rise)
             views = [crop(batch.inputs, batch.labels, batch.index, batch.epoch, num_classes=task.num_classes).inputs
                      for crop in crops]
             with torch.no_grad(), run.autocast():

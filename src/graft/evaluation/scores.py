@@ -2,6 +2,8 @@
 in."""
 
 import argparse
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from graft.evaluation import kept, language, rebuild
 from graft.evaluation.neighbours import Neighbours
 from graft.evaluation.scoring import score
 from graft.reporting import results
+from graft.runtime import checkpoint, files
 from graft.runtime.place import accelerator
 from graft.runtime.provenance import code_sha
 from graft.tasks._task import Task
@@ -33,6 +36,7 @@ class Scorer:
         self.accelerator = accelerator()
         self.task = rebuild.Tasks(self.accelerator.device, options.task_root, options.allow_other_data)
         self.language = language.Scorer(options, self.accelerator)
+        self.teachers: set[str] = set()  # those that are what their students learned from
 
     def all(self) -> tuple[list[dict[str, Any]], dict[str, list[Path]]]:
         """The entries of all conditions and references, and their runs; unfinished ones are left out if they may be."""
@@ -62,6 +66,7 @@ class Scorer:
         task, different = self.task.of(run, [*self.splits, *["train"] * unlabelled])
         if isinstance(task, TextTask):
             return self.language.score(condition, run, task, different)
+        self._refuse_other_teacher(run, task)
         if self.options.limit:
             raise UserError(f"--limit: {run_dir} was trained on images, which are scored whole")
         student, info = rebuild.student(run, self.weights)
@@ -70,6 +75,20 @@ class Scorer:
             student = Neighbours(student, task, run.config.ssl.knn, run.config.evaluate.batch_size)
         return [self._one(condition, run, task, split, different[split], student, info) for split in self.splits
                 if len(task.splits[split])]
+
+    def _refuse_other_teacher(self, run: rebuild.Trained, task: Task) -> None:
+        """A student whose teacher was trained anew since is another condition than those of the new one."""
+        part = run.config.teacher
+        key = json.dumps([run.teacher, part.args], sort_keys=True)
+        if part.name != "run" or key in self.teachers:
+            return
+        path = Path(part.args["path"])
+        try:
+            checkpoint.finished(next(folder for folder in (path, *files.seeds(path)) if checkpoint.is_run(folder)))
+        except (UserError, StopIteration):  # gone, or being trained: there is nothing to compare with
+            return
+        rebuild.teacher(run, task, self.task.allow_other)
+        self.teachers.add(key)
 
     def _one(self, condition: str, run: rebuild.Trained, task: Task, split: str, different: list[str],
              student: nn.Module, info: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +114,8 @@ class Scorer:
 
 def about(conditions: dict[str, list[Path]], baseline: str) -> dict[str, dict[str, Any]]:
     """Per condition, in what its configuration differs from the baseline's, subject and recipe apart, and whether it
-    was trained on other items."""
-    first = {name: rebuild.trained(runs[0]) for name, runs in conditions.items()}
+    was trained on other items. Raises UserError for a condition whose seeds differ in more than their seed."""
+    first = {name: _one_recipe([rebuild.trained(run) for run in runs]) for name, runs in conditions.items()}
     seeds_apart = {name: replace(run.config, seed=first[baseline].config.seed) for name, run in
                    first.items()} if baseline in first else {}
     found = {}
@@ -107,3 +126,22 @@ def about(conditions: dict[str, list[Path]], baseline: str) -> dict[str, dict[st
         found[name] = {"differs": subject, "recipe_differs": [c for c in changes if c not in subject],
                        "same_training_data": trained[0] == trained[1]}
     return found
+
+
+def _one_recipe(runs: list[rebuild.Trained]) -> rebuild.Trained:
+    """The first of a condition's runs, if the others are the same with another seed, also where it is in a value."""
+    first, *others = runs
+    for run in others:
+        seeds = first.config.seed, run.config.seed
+        changes = config.difference(first.config, replace(run.config, seed=seeds[0]))
+        if apart := [change for change in changes if not _by_seed(*change[1:], *seeds)]:
+            key, old, new = apart[0]
+            more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
+            raise UserError(f"{run.folder}: was trained with {key} {new}{more}, {first.folder} with {old}; expected "
+                            "seeds of one recipe: give the others a condition of their own")
+    return first
+
+
+def _by_seed(old: object, new: object, before: int, after: int) -> bool:
+    """Whether two values are the same but for a seed's number in them."""
+    return re.sub(rf"(?<!\d){before}(?!\d)", str(after), str(old)) == str(new)

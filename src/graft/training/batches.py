@@ -33,6 +33,10 @@ def plan(config: Config, task: Task | TextTask, world: int) -> tuple[int, int]:
                         f"(processes × train.accumulate) = {train.batch_size // (world * train.accumulate)}")
     if to_steps(config.optim.warmup, steps_per_epoch, total_steps) >= total_steps:
         raise UserError(f"optim.warmup: {config.optim.warmup} is not shorter than the {total_steps} steps of the run")
+    for i, term in enumerate(config.objective):
+        if term.used and not term.before and to_steps(term.warmup, steps_per_epoch, total_steps) >= total_steps:
+            raise UserError(f"objective.{i}.warmup: {term.warmup} is not shorter than the {total_steps} steps of the "
+                            f"run; {term.name} would never count")
     if not len(task.splits["val"]) and (train.stop_after or config.optim.schedule == "plateau"):
         raise UserError("task.val_fraction: 0 leaves nothing to decide early stopping or schedule plateau by")
     return steps_per_epoch, total_steps

@@ -170,8 +170,7 @@ class Graph:
         words = self.layers.over(sources, filled, item.set)
         layered, cfg = self.layers.smoked(sources, words, seed)
         moved, needs = self._placed(cfg, name)
-        if self.asked.smoke and cfg.teacher.args.get("targets") == "teacher":
-            moved = [*moved, "teacher.targets=gold"]  # no answer ends in so few tokens, and one must, to be trained on
+        moved = [*moved, *(_for_smoke(cfg) if self.asked.smoke else ())]
         words = last_wins(words, moved)
         if teacher := getattr(item, "teacher", ""):
             seeds = self._teacher_seeds(teacher)
@@ -233,3 +232,10 @@ def _sorted(file: str, jobs: dict[str, Job]) -> dict[str, Job]:
     for name in jobs:
         visit(name, [])
     return found
+
+
+def _for_smoke(cfg: Config) -> list[str]:
+    """What a run of four steps cannot have: a term that starts later, and sampled answers, none of which ends in so few
+    tokens."""
+    words = [f"objective.{i}.warmup=1st" for i, term in enumerate(cfg.objective) if term.warmup != "0st"]
+    return words + ["teacher.targets=gold"] * (cfg.teacher.args.get("targets") == "teacher")
