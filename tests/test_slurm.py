@@ -239,6 +239,51 @@ def test_what_sbatch_is_given(tmp_path, variables, starts):
     assert ran == [*begins, "key=1", "2"]
 
 
+def test_a_steps_programs_get_the_devices_that_it_has(tmp_path):
+    for name, text in {"squeue": "", "sbatch": f'printf "%s\\n" "$@" >>{tmp_path}/given; echo 7'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    steps = [{"name": f"then/{name}", "state": "new", "folder": str(tmp_path / "s/then" / name), "share": share,
+              "threads": 1, "needs": [], "any": False, "digest": "d", "command": ["true"]}
+             for name, share in {"scores": "eval", "forensics": "work", "table": "none"}.items()]
+    graph = {"folder": str(tmp_path / "s"), "file": "f", "queue": {"eval": {"gpus": 4}, "work": {"gpus": 2}}, "jobs": [],
+             "steps": steps}
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/lib/slurm.py")], input=json.dumps(graph), text=True,
+                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 0
+    given = re.findall(r"^--export=.*?(,GPUS_PER.*|,CUDA.*)?$", (tmp_path / "given").read_text(), re.MULTILINE)
+    assert given[:2] == [f",GPUS_PER_EVAL={n},GPUS_PER_WORK={n}" for n in (4, 2)] and "GPUS_PER" not in given[2]
+
+
+@pytest.mark.parametrize("kind, name, keeps, times", [
+    ("step", "then/forensics", "", 5),
+    ("work", "cache-a/work", "touch cache/a/.lock; touch -d '8 seconds ago' cache/a/manifest.json", 5),
+    ("work", "cache-a/work", "touch baseline/seed0/metrics.jsonl", 5),
+    ("work", "cache-a/work", "touch cache/a/values", 6),
+    ("step", "then/scores", "touch baseline/seed0/eval/test-4.jsonl", 6),
+    ("run", "baseline/seed0", "touch baseline/seed0/metrics.jsonl", 5),
+])
+def test_what_keeps_nothing_before_its_limit_is_given_up(tmp_path, kind, name, keeps, times):
+    """A program that is stopped before it keeps anything would be queued for ever; each try takes ten seconds here."""
+    for folder in ("bin", f"study/{name}", "study/cache/a", "study/baseline/seed0/eval"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    ago = f"mkdir {tmp_path}/began && echo $(($(/bin/date +%s%N) - 10000000000)) || /bin/date +%s%N"
+    for program, text in {"srun": f"cd {tmp_path}/study; {keeps or ':'}; exit 138", "sleep": "", "scontrol": "",
+                          "date": ago}.items():
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    job = ["bash", str(ROOT / "scripts/lib/slurm_job.sh"), kind, str(tmp_path / "study" / name), "d", "true"]
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "GRAFT_GRACE": "1", "SLURM_JOB_ID": "1",
+                   "SLURM_JOB_NUM_NODES": "1"}
+    said = []
+    for _ in range(times):
+        said.append(subprocess.run(job, cwd=ROOT, text=True, capture_output=True, env=environment).stdout)
+        (tmp_path / "began").rmdir()
+    last = "queued again" if times > 5 else "error: stopped five times without a step forward"
+    assert all("queued again" in text for text in said[:-1]) and last in said[-1], said
+    assert (tmp_path / "study" / name / "stopped.txt").exists() is (times > 5), "submitted anew, it has five again"
+
+
 def test_a_study_and_the_environment_have_the_last_word():
     variables = {"QUEUE_TIME": "1-0:00:00", "QUEUE_RUN_GPUS": "2", "QUEUE_OPTIONS": "[--exclusive]", "QUEUE": "slurm"}
     got = queue.resources({"time": "4:00:00", "eval": {"gpus": 4}}, "mine.yaml", variables)

@@ -70,6 +70,8 @@ def submit(job: Job, study: str, got: Resources, after: list[str]) -> str:
     threads = job["threads"] if job["threads"] > 1 else os.environ.get("OMP_NUM_THREADS", 1)
     variables = f"ALL,GRAFT_GRACE={got.signal},OMP_NUM_THREADS={threads}"
     variables += "" if got.gpus else ",ACCELERATE_USE_CPU=1,CUDA_VISIBLE_DEVICES="
+    if got.gpus and "kind" not in job:  # a step's programs take of the job's devices what these say
+        variables += f",GPUS_PER_EVAL={got.gpus},GPUS_PER_WORK={got.gpus}"
     words = [f"--job-name={study}/{job['name']}", f"--comment={comment(job)}", f"--chdir={ROOT}", f"--output={log}",
              "--open-mode=append", "--requeue", f"--signal=USR1@{got.signal}", f"--time={got.time}",
              f"--nodes={got.nodes if run else 1}", "--ntasks-per-node=1", f"--cpus-per-task={got.cpus}",

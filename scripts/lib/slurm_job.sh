@@ -27,12 +27,24 @@ if [[ $SLURM_JOB_NUM_NODES -gt 1 ]]; then # a launcher on each node, by `python 
     set -- bash -c 'exec "${@:1:3}" --machine_rank "$SLURM_NODEID" "${@:4}"' _ "${@:1:3}" "${address[@]}" "${@:4}"
 fi
 
+began=$(date +%s%N)
+kept() { # a file of the study that was written in the second half of this job's time, if there is one
+    # Programs write locks and the like when they start; those that get on write all the time. Training, logs and what
+    # this script writes are others'.
+    local half=$(((began + $(date +%s%N)) / 2))
+    find "${folder%/*/*}" -type f -newermt "@${half::-9}.${half: -9}" ! -name '.*' \( ! -path '*/seed*/*' -o -path '*/eval*/*' \) \
+        ! -name status.json ! -name stopped.txt ! -name log.txt ! -name queue.txt ! -path '*/configs/*' -print -quit
+}
+
 moved() { # whether it got on since it was last queued again, or that has not happened often
-    local at last="" times=0
-    [[ $kind == run ]] || return 0
-    at=$(grep -o '"step": [0-9]*' "$folder/status.json" 2>/dev/null || true)
+    local at="" last="" times=0
     if [[ -f "$folder/stopped.txt" ]]; then read -r times last <"$folder/stopped.txt"; fi
-    [[ "$at" == "$last" ]] || times=0
+    if [[ $kind == run ]]; then
+        at=$(grep -o '"step": [0-9]*' "$folder/status.json" 2>/dev/null || true)
+        [[ "$at" == "$last" ]] || times=0
+    elif [[ -n "$(kept)" ]]; then
+        times=0
+    fi
     echo "$((times + 1)) $at" >"$folder/stopped.txt"
     [[ $times -lt 4 ]] || { echo "error: stopped five times without a step forward; it needs a longer time limit"; return 1; }
 }
@@ -58,6 +70,8 @@ if [[ $code -eq 138 || $code -eq 143 || ($code -ne 0 && "$after" != "$before" &&
         echo "job $SLURM_JOB_ID: stopped by a signal; it is queued again and goes on"
         scontrol requeue "$SLURM_JOB_ID"
         sleep 60 # Slurm ends this script
+        exit "$code"
     fi
 fi
+rm -f "$folder/stopped.txt" # when it is submitted anew, it has five tries again
 exit "$code"
