@@ -30,16 +30,54 @@ def test_help_needs_no_torch():
     assert done.returncode == 0 and done.stdout == done.stderr == "", done.stdout + done.stderr
 
 
-def test_an_environment_in_use_is_not_made_anew(tmp_path):
-    """Its modules would vanish under the run that is going on; nothing is touched."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / ".venv").mkdir()
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with setup.sh, a Python that notes each environment that it makes, and how to start it there."""
+    for name in ("scripts", "bin"):
+        (tmp_path / name).mkdir()
     shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
-    for name in ("requirements.lock", "pyproject.toml", ".venv/module.so"):
+    for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_text("x")
-    with (tmp_path / ".venv/module.so").open() as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
-        done = subprocess.run(["bash", tmp_path / "scripts/setup.sh"], capture_output=True, text=True,
-                              env={name: value for name, value in environment().items() if name != "GRAFT_PYTHON"})
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
-        assert f"process {os.getpid()} runs out of it" in done.stderr
-    assert (tmp_path / ".venv/module.so").exists()
+    python, squeue = tmp_path / "bin/python3.13", tmp_path / "bin/squeue"
+    python.write_text('#!/bin/sh\n[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin"; cp "$0" "$3/bin/python"\n'
+                      f"echo >>{tmp_path}/made; sleep 0.3\n")
+    squeue.write_text("#!/bin/sh\necho $RUNNING\n")
+    for path in (python, squeue):
+        path.chmod(0o755)
+    kept = {name: value for name, value in environment().items() if name not in ("GRAFT_PYTHON", "SLURM_JOB_ID")}
+
+    def start(*words, **more):
+        return subprocess.Popen(["bash", tmp_path / "scripts/setup.sh", *words], text=True, stderr=subprocess.PIPE,
+                                env={**kept, "PATH": f"{tmp_path / 'bin'}:{kept['PATH']}", **more})
+
+    return tmp_path, start
+
+
+def test_an_environment_in_use_is_not_made_anew(checkout):
+    """Its modules would vanish under the run that is going on; nothing is touched."""
+    at, start = checkout
+    (at / ".venv").mkdir()
+    (at / ".venv/module.so").write_text("x")
+
+    def refused(said, *words, **more):
+        process = start(*words, **more)
+        _, line = process.communicate(timeout=60)
+        assert process.returncode == 2 and line.count("\n") == 1 and said in line, line
+
+    with (at / ".venv/module.so").open() as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        refused(f"process {os.getpid()} runs out of it")
+    refused("jobs of Slurm run out of it", RUNNING=str(at))
+    refused("neither a job of Slurm nor", SLURM_JOB_ID="1")
+    refused("nor a command that only looks", "demo", "--list")
+    assert (at / ".venv/module.so").exists() and not (at / "made").exists()
+
+
+def test_two_terminals_make_one_environment(checkout):
+    at, start = checkout
+    both = [start("demo"), start("demo_language", SLURM_JOB_ID="1")]
+    said = sorted(process.communicate(timeout=60)[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0] and (at / "made").read_text() == "\n", said
+    (at / "requirements.lock").write_text("y")
+    process = start("demo", RUNNING="/elsewhere")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and (at / "made").read_text() == "\n\n", said

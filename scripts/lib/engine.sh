@@ -14,7 +14,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$ROOT"
-bash scripts/setup.sh
+bash scripts/setup.sh "$@"
 # shellcheck disable=SC2034 # for those that source this
 PYTHON=${GRAFT_PYTHON:-$ROOT/.venv/bin/python}
 export PYTHONPATH="$ROOT/src:$ROOT/scripts${PYTHONPATH:+:$PYTHONPATH}"
