@@ -27,7 +27,9 @@ def configuration() -> Config:
                                      "[key=value ...]")
     parser.add_argument("--base_config", required=True)
     parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, the teacher's among them")
-    cfg = load(*files_and_overrides(*parser.parse_known_args()))
+    parser.add_argument("--seed", type=int, help="of the run, where its configuration is made from it; default: 0")
+    options, rest = parser.parse_known_args()
+    cfg = load(*files_and_overrides(options, rest), **({} if options.seed is None else {"seed": options.seed}))
     if cfg.teacher.name != "context_lm":
         raise UserError(f"teacher.name: expected context_lm, got {cfg.teacher.name}")
     return cfg

@@ -27,13 +27,15 @@ def arguments() -> tuple[argparse.Namespace, Config]:
                                    "[key=value ...]")
     parser.add_argument("--base_config", required=True)
     parser.add_argument("--config", nargs="+", action="extend", default=[], help="deltas, the teacher's among them")
+    parser.add_argument("--seed", type=int, help="of the run, where its configuration is made from it; default: 0")
     parser.add_argument("--engine", choices=script_options.ENGINES, default="transformers")
     parser.add_argument("--batch_size", type=int, help="prompts answered together; default: evaluate.batch_size")
     parser.add_argument("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one model")
     overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     options = parser.parse_args([word for word in sys.argv[1:] if word not in overrides])
     script_options.at_least(options, batch_size=1, tensor_parallel=1)
-    cfg = config.load([options.base_config, *options.config], overrides)
+    seed = {} if options.seed is None else {"seed": options.seed}
+    cfg = config.load([options.base_config, *options.config], overrides, **seed)
     if cfg.teacher.name != "context_lm" or cfg.teacher.args["targets"] != "teacher":
         raise UserError("teacher.targets: expected teacher, of a teacher context_lm; nothing else is trained on what "
                         "this makes")

@@ -40,7 +40,8 @@ if [[ -e .venv ]]; then
     user=$(grep -lsF "$PWD/.venv/" /proc/[0-9]*/maps | head -n 1 | cut -d/ -f3 || true)
     [[ -z "$user" ]] || refuse "process $user runs out of it, try again when that ended"
     running=$(squeue --noheader --states=RUNNING --user="$UID" --format=%Z 2>/dev/null || true)
-    [[ $'\n'$running$'\n' != *$'\n'"$(pwd -P)"$'\n'* ]] || refuse "jobs of Slurm run out of it, try again when these ended"
+    [[ $'\n'$running$'\n' != *$'\n'"$(pwd -P)"$'\n'* ]] ||
+        refuse "jobs of Slurm run out of it, try again when these ended"
 fi
 echo "installing into .venv (several GB; about two minutes on a fast connection) ..." >&2
 rm -rf .venv

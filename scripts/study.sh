@@ -9,7 +9,7 @@
 #     --set optim.lr=1e-4   over every run that has such a key; with --name mine_lr into a folder of its own
 #     --smoke               four steps a run, one seed, fit for a CPU, in experiments/<study>-smoke
 #     --list                what would run: state, command line, time where it is known
-#     --dry_run             every run through its script's own --dry_run
+#     --dry_run             every configuration, seeds apart, through its script's own --dry_run
 #     --then                only what follows the runs, such as the scores (--steps scores table: only these)
 #
 # QUEUE=slurm gives all of it to Slurm at once, each job after what it needs; asked again, what is neither done nor
@@ -45,11 +45,17 @@ read_jobs "$plan"
 if has --dry_run; then
     DRY=$plan.dry
     mkdir "$DRY"
+    later=0
     for name in "${ORDER[@]}"; do
-        [[ ${STATE[$name]} != later ]] || echo "later $name: needs ${NEEDS[$name]}"
+        if [[ ${STATE[$name]} == later ]]; then
+            echo "later $name: needs ${NEEDS[$name]}"
+            later=$((later + 1))
+        fi
     done
     run_jobs
-    end_of_jobs
+    echo "checked $((${#ORDER[@]} - later)) of ${#ORDER[@]} configurations, seeds apart; ${#FAILED[@]} failed," \
+        "$later wait for what they need"
+    [[ ${#FAILED[@]} -eq 0 ]]
     exit
 fi
 
@@ -78,11 +84,13 @@ if [[ $todo -eq 1 ]]; then
 fi
 run_jobs
 
-if jobs --then >"$plan"; then
+code=0
+jobs --then >"$plan" || code=$?
+if [[ $code -eq 0 ]]; then
     read_jobs "$plan"
     run_jobs
     [[ -z "${FOLDER[then/table]:-}" || ${STATE[then/table]} != "done" ]] || cat "${FOLDER[then/table]%/*/*}/table.md"
-else
+elif [[ $code -ne 75 ]]; then # 75: it waits for a baseline that was not asked for, or has failed and is named below
     FAILED+=("what follows")
 fi
 end_of_jobs

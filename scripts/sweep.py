@@ -15,6 +15,7 @@ it, and runs whole studies.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,6 +72,20 @@ def apart(job: Job, graph: Graph, name: str) -> Job:
     return replace(job, name=f"{name}/seed{job.config.seed}", words=words, folder=out / f"seed{job.config.seed}")
 
 
+def require(need: str, job: Job, graph: Graph) -> None:
+    """Raise UserError unless what a run starts from is done; a study makes it. `set` is not the teacher's."""
+    plain = Graph(graph.study, replace(graph.asked, set=())).jobs.get(need)
+    made = plain if plain is not None and plain.kind == "run" else graph.jobs[need]
+    there = runs.state(made)
+    if there.name == "other":
+        raise UserError(f"{job.name}: needs {need}, and {made.folder} is another one ({there.note})")
+    if there.name != "done":
+        own = [word for word in graph.asked.set if word in made.words]
+        words = ["--only", need.split("/")[0], "--seeds", str(job.config.seed), *(["--set", *own] if own else [])]
+        raise UserError(f"{job.name}: needs {need}, which is not done: bash scripts/study.sh {graph.study.file} "
+                        f"{shlex.join(words)}")
+
+
 def run(cfg: DictConfig) -> None:
     """Start the run, unless it is done. Raises UserError if it must not be started, or fails."""
     job, graph = job_of(cfg)
@@ -80,11 +95,9 @@ def run(cfg: DictConfig) -> None:
         return
     if found.name == "other":
         raise UserError(f"{job.folder}: is another run ({found.note}); it is left as it is: give a name=, or remove it")
-    for need in job.needs:  # a study makes what its runs start from
-        if runs.state(graph.jobs[need]).name != "done":
-            raise UserError(f"{job.name}: needs {need}, which is not done: bash scripts/study.sh {cfg.study} "
-                            f"--only {cfg.condition}")
-    graph.layers.write()
+    for need in job.needs:
+        require(need, job, graph)
+    runs.prepare(graph.layers.files)
     code = subprocess.run(command(job, sys.executable, str(cfg.accelerate), int(cfg.processes)), cwd=ROOT).returncode
     if code:
         raise UserError(f"{job.name}: exit code {code}; see {job.folder}/status.json")

@@ -126,9 +126,14 @@ def test_a_study_without_failures_and_what_is_asked_of_it_later(project):
     assert "REFUSED baseline/seed0: experiments/small/baseline/seed0 holds another result (optim.lr: 0.006 -> 0.5" in \
         done.stderr
     done, started = study(project, "--set", "optim.lr=0.5", "--name", "other", "--only", "student", "--seeds", "1")
-    assert trained(started) == ["student/1", "teacher/0"] and "nothing follows: baseline is not done" in done.stderr
+    waits = "what follows (scores table) waits for baseline, which is not done\n"
+    assert trained(started) == ["student/1", "teacher/0"] and (done.returncode, done.stderr) == (0, waits)
+    assert study(project, "--then", "--name", "other")[0].returncode != 0, "what was asked for did not happen"
     done, _ = study(project, "--list")
     assert "baseline/seed1: done" in done.stdout and "then/scores: after its runs" in done.stdout
+    done, _ = study(project, "--list", "--name", "fresh", "--only", "student")
+    assert done.returncode == 0 and "student/seed1: new  after teacher/seed0" in done.stdout
+    assert done.stdout.endswith(waits)
     graph = json.loads(study(project, "--graph")[0].stdout)
     assert graph["then"] == ["bash", "scripts/study.sh", str(project / "small.yaml"), "--then"]
     assert {job["name"]: job["needs"] for job in graph["jobs"]}["student/seed1"] == ["teacher/seed0"]
@@ -138,7 +143,8 @@ def test_a_study_without_failures_and_what_is_asked_of_it_later(project):
 def test_dry_runs_and_smoke_runs(project):
     done, started = study(project, "--dry_run", "--only", "student")
     assert done.returncode == 0 and done.stdout.splitlines() == [
-        "later student/seed0: needs teacher/seed0", "later student/seed1: needs teacher/seed0", "ok teacher/seed0"]
+        "later student/seed0: needs teacher/seed0", "ok teacher/seed0",
+        "checked 1 of 2 configurations, seeds apart; 0 failed, 1 wait for what they need"]
     assert [words[-1] for words in started] == ["--dry_run"] and not (project / "experiments").exists()
     done, started = study(project, "--smoke", "--only", "student")
     words, = (words for words in started if "src/graft/train_distill.py" in words)

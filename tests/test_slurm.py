@@ -246,10 +246,10 @@ def test_a_steps_programs_get_the_devices_that_it_has(tmp_path):
     steps = [{"name": f"then/{name}", "state": "new", "folder": str(tmp_path / "s/then" / name), "share": share,
               "threads": 1, "needs": [], "any": False, "digest": "d", "command": ["true"]}
              for name, share in {"scores": "eval", "forensics": "work", "table": "none"}.items()]
-    graph = {"folder": str(tmp_path / "s"), "file": "f", "queue": {"eval": {"gpus": 4}, "work": {"gpus": 2}}, "jobs": [],
-             "steps": steps}
+    graph = {"folder": str(tmp_path / "s"), "file": "f", "queue": {"eval": {"gpus": 4}, "work": {"gpus": 2}},
+             "jobs": [], "steps": steps}
     done = subprocess.run([sys.executable, str(ROOT / "scripts/lib/slurm.py")], input=json.dumps(graph), text=True,
-                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")})
+                          env={**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert done.returncode == 0
     given = re.findall(r"^--export=.*?(,GPUS_PER.*|,CUDA.*)?$", (tmp_path / "given").read_text(), re.MULTILINE)
     assert given[:2] == [f",GPUS_PER_EVAL={n},GPUS_PER_WORK={n}" for n in (4, 2)] and "GPUS_PER" not in given[2]
@@ -273,11 +273,11 @@ def test_what_keeps_nothing_before_its_limit_is_given_up(tmp_path, kind, name, k
         (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / program).chmod(0o755)
     job = ["bash", str(ROOT / "scripts/lib/slurm_job.sh"), kind, str(tmp_path / "study" / name), "d", "true"]
-    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "GRAFT_GRACE": "1", "SLURM_JOB_ID": "1",
-                   "SLURM_JOB_NUM_NODES": "1"}
+    variables = {**environment(), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "GRAFT_GRACE": "1",
+                 "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
     said = []
     for _ in range(times):
-        said.append(subprocess.run(job, cwd=ROOT, text=True, capture_output=True, env=environment).stdout)
+        said.append(subprocess.run(job, cwd=ROOT, text=True, capture_output=True, env=variables).stdout)
         (tmp_path / "began").rmdir()
     last = "queued again" if times > 5 else "error: stopped five times without a step forward"
     assert all("queued again" in text for text in said[:-1]) and last in said[-1], said

@@ -11,6 +11,7 @@ from graft.config import difference, load, study
 from graft.config.study import describe
 from graft.config.study.followups import steps
 from graft.config.study.graph import Asked, Graph
+from graft.config.study.job import command
 from graft.errors import UserError
 from graft.runtime import runs
 from small import ROOT
@@ -79,6 +80,9 @@ def graph_of(tmp_path: Path, text: str, **asked) -> Graph:
     (GOOD + "teachers: {t: {}}", "teachers.t: needs a base and a seed"),
     ("extends: demoo", "configs/study/demoo.yaml: no such study; did you mean demo?"),
     ("extends: csqa_qwen1b7", "extends: configs/study/csqa_qwen1b7.yaml extends another study itself"),
+    (GOOD + "icl: {contexts: {told: [{a: 1}]}}", "icl.contexts.told: expected files or names of deltas, as text, got"),
+    ("extends: demo\nconditions: [{baseline: null}]", "conditions: expected names, as text, got {'baseline': None}"),
+    ("extends: demo\nconditions: 3", "conditions: expected a mapping, got 3"),
     ("extends: demo\nconditions: [basline]", "conditions: 'basline' is none of configs/study/demo.yaml; did you mean"),
 ])
 def test_bad_studies_are_one_line_with_file_and_key(tmp_path, text, said):
@@ -199,6 +203,36 @@ def test_language_runs_read_the_caches_that_are_built_for_them():
     assert not any(word.startswith("teacher.") for word in graph.jobs["baseline/seed0"].words), "it has no teacher"
 
 
+def test_answers_that_depend_on_the_seed_are_made_for_each(tmp_path):
+    text = """base: configs/base/gsm8k_qwen1b7.yaml
+cache: true
+seeds: [0, 1, 2]
+deltas: {method: configs/distill/fewshot.yaml, own: {teacher: {targets: teacher}}}
+conditions: {baseline: {}, distill: {configs: [method]}, own: {configs: [method, own]}}
+"""
+    jobs = graph_of(tmp_path, text, set=("teacher.fewshot_seed=${seed}",)).jobs
+    made = [job for job in jobs.values() if job.kind == "work"]
+    assert len(made) == 9 and len({job.digest for job in made}) == len({job.folder for job in made}) == 9
+    for job in made:
+        words = list(job.words)
+        assert words[words.index("--seed") + 1] == str(job.config.teacher.args["fewshot_seed"]), job.name
+    for seed in range(3):
+        for name in (need for condition in ("distill", "own") for need in jobs[f"{condition}/seed{seed}"].needs):
+            assert jobs[name].config.teacher.args["fewshot_seed"] == seed, name
+
+
+def test_the_command_for_all_weights_is_one_that_eight_processes_can_share():
+    text = (ROOT / "configs/study/gsm8k_qwen8b.yaml").read_text()
+    launch, gpus, name, words = re.search(r"ACCELERATE=(\w+) GPUS_PER_JOB=(\d+) .* --name (\S+) \\\n# +--set (.*)",
+                                          text).groups()
+    graph = Graph(study.load("gsm8k_qwen8b"), Asked(name=name, set=tuple(words.split())))
+    for job in (job for job in graph.jobs.values() if job.kind == "run"):
+        assert not job.config.student.args["lora"] and f"experiments/{name}" in str(job.folder)
+        assert job.config.train.batch_size % (int(gpus) * job.config.train.accumulate) == 0
+        line = " ".join(command(job, "python", launch, int(gpus)))
+        assert "accelerate/fsdp.yaml --num_processes 8" in line
+
+
 def test_what_needs_weights_that_are_not_there_is_left_out(tmp_path):
     graph = Graph(study.load("cifar10"))
     assert set(graph.left_out) == {f"dinov2_{kind}" for kind in ("cka", "gram", "token", "correlation")}
@@ -241,12 +275,38 @@ def test_a_study_may_hold_its_configurations_itself(tmp_path):
     graph = graph_of(tmp_path, INLINE, seeds=(4,), set=("train.batch_size=32",))
     assert list(graph.jobs) == ["baseline/seed4", "soft/seed4"]
     soft = graph.jobs["soft/seed4"]
-    assert list(soft.words[:4]) == ["--base_config", "experiments/mine/configs/base.yaml", "--config",
-                                    "experiments/mine/configs/deltas/soft.yaml"]
+    assert [re.sub(r"-[0-9a-f]{8}\.", ".", word) for word in soft.words[:4]] == [
+        "--base_config", "experiments/mine/configs/base.yaml", "--config", "experiments/mine/configs/deltas/soft.yaml"]
     assert soft.config.objective[0].args["smoothing"] == 0.2 and soft.config.train.batch_size == 32
     assert soft.script == "src/graft/train_baseline.py"
     changed = {key for key, _, _ in difference(graph.jobs["baseline/seed4"].config, soft.config)}
     assert changed == {"objective.ce.smoothing"}
+
+
+def test_jobs_that_were_given_to_a_queue_read_what_they_were_started_with(tmp_path, monkeypatch):
+    """Another value goes into another file, whoever asks; the run that is done stays the one that is asked for."""
+    before, after = (graph_of(tmp_path, INLINE.replace("0.2", value)) for value in ("0.2", "0.3"))
+    job = before.jobs["soft/seed0"]
+    monkeypatch.chdir(tmp_path)
+    runs.prepare(before.layers.files)
+    runs.prepare(after.layers.files)
+    words = list(job.words)
+    files = [word for word in words[:words.index("--output_dir")] if word.endswith(".yaml")]
+    assert load(files, output_dir=words[words.index("--output_dir") + 1]).sha256 == job.digest
+    assert sorted(path.name[:4] for path in Path("experiments").rglob("*.yaml")) == ["base", "soft", "soft"]
+    written = [Path(file).stat().st_mtime_ns for file in files]
+    runs.prepare(before.layers.files)
+    assert [Path(file).stat().st_mtime_ns for file in files] == written, "what others read is not written again"
+
+
+def test_what_is_done_does_not_depend_on_the_names_of_its_files(tmp_path):
+    """The untrained model's command line is part of what it is; two files of one meaning are one."""
+    told = "deltas: {told: {teacher: {max_length: 500, shots: 2}}, method: configs/distill/fewshot.yaml}\n"
+    text = ("base: configs/base/gsm8k_qwen1b7.yaml\nconditions: {baseline: {}}\n" + told +
+            "icl: {configs: [method], contexts: {told: [told]}}\n")
+    one, other = (graph_of(tmp_path, words).jobs["icl/work"]
+                  for words in (text, text.replace("max_length: 500, shots: 2", "shots: 2, max_length: 500")))
+    assert one.words != other.words and one.digest == other.digest
 
 
 def test_seeds_of_teachers_and_conditions(tmp_path):
@@ -275,6 +335,12 @@ base: configs/base/digits_vit.yaml
     jobs = graph_of(tmp_path, text).jobs
     assert jobs["one/seed0"].needs == ("cnn/seed0",)
     assert jobs["other/seed0"].needs == ("rich/seed0",)
+
+
+def test_what_is_made_for_runs_can_be_asked_for_alone():
+    graph = Graph(study.load("words_smollm2"), Asked(only=("cache-fewshot",)))
+    assert list(graph.jobs) == ["model/work", "cache-fewshot/work"] and graph.icl.name == "icl/work"
+    assert "icl/work" in Graph(study.load("words_smollm2"), Asked(only=("baseline",))).jobs
 
 
 def test_what_is_done_is_told_from_what_is_another_run(tmp_path, monkeypatch):

@@ -98,14 +98,16 @@ def test_runs_that_are_done_or_another_or_lack_their_teacher(tmp_path, monkeypat
     cfg = composed("study=demo", "condition=baseline")
     job, graph = sweep.job_of(cfg)
     other, _ = sweep.job_of(composed("study=demo", "condition=baseline", "set=[optim.lr=0.5]"))
-    teacher = sweep.job_of(composed("study=demo", "condition=distill"))
+    teacher, swept = (sweep.job_of(composed("study=demo", "condition=distill", *words))
+                      for words in ([], ["set=[optim.lr=0.5]"]))
+    done = subprocess.CompletedProcess([], 0)
     monkeypatch.chdir(tmp_path)
 
     def left_by(which):
-        (job.folder / "checkpoint-9").mkdir(parents=True, exist_ok=True)
-        (job.folder / "checkpoint-9/trainer.json").write_text(json.dumps(
+        (which.folder / "checkpoint-9").mkdir(parents=True, exist_ok=True)
+        (which.folder / "checkpoint-9/trainer.json").write_text(json.dumps(
             {"config_sha256": which.digest, "config": which.config.identity()}))
-        (job.folder / "status.json").write_text('{"state": "done"}')
+        (which.folder / "status.json").write_text('{"state": "done"}')
 
     monkeypatch.setattr(sweep, "job_of", lambda cfg: (job, graph))
     left_by(job)
@@ -115,6 +117,12 @@ def test_runs_that_are_done_or_another_or_lack_their_teacher(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"is another run \(optim.lr: 0.5 -> 0.003\)"):
         sweep.run(cfg)
     monkeypatch.setattr(sweep, "job_of", lambda cfg: teacher)
-    with pytest.raises(UserError, match="needs cnn_teacher/seed0, which is not done"):
+    with pytest.raises(UserError, match=r"needs cnn_teacher/seed0, which is not done: bash scripts/study.sh "
+                                        r"configs/study/demo\.yaml --only cnn_teacher --seeds 0$"):
         sweep.run(composed("study=demo", "condition=distill"))
     assert not started
+    left_by(teacher[1].jobs["cnn_teacher/seed0"])
+    monkeypatch.setattr(sweep.subprocess, "run", lambda words, cwd: started.append(words) or done)
+    monkeypatch.setattr(sweep, "job_of", lambda cfg: swept)
+    sweep.run(composed("study=demo", "condition=distill"))
+    assert started[0][-1] == "optim.lr=0.5", "what is swept is the run's; its teacher stays the study's"

@@ -7,7 +7,7 @@
 as JSON: `{"study", "folder", "left_out", "jobs": [{"name", "kind", "state", "note", "folder", "needs", "threads",
 "gpus", "share", "seconds", "digest", "script", "words", "command"}], "then": [...], "steps": [...]}`; `then` is the
 command that scores and draws once all jobs have ended, `steps` are its parts, each a job of its own.
-Without either, records for bash: fields that end in NUL.
+Without either, records for bash: fields that end in NUL. With --then, exit code 75 says that what follows waits.
 """
 
 import hashlib
@@ -21,9 +21,10 @@ from graft.config.study.followups import step_of, steps
 from graft.config.study.graph import Graph
 from graft.config.study.job import Job, command
 from graft.config.study.line import from_command_line
-from graft.errors import UserError, exit_cleanly
+from graft.errors import exit_cleanly
 from graft.runtime import files, runs
 
+WAITS = 75  # exit code
 SHARES = {"run": "GPUS_PER_JOB", "eval": "GPUS_PER_EVAL", "work": "GPUS_PER_WORK"}
 
 
@@ -51,20 +52,27 @@ def finished(graph: Graph, name: str) -> bool:
         all(runs.ended(path) for path in others)
 
 
-def following(graph: Graph, whole: bool = False) -> list[Job]:
-    """The steps for what is done, and if `whole` for what is asked for. Raises UserError without a baseline."""
+def following(graph: Graph, whole: bool = False) -> list[Job] | None:
+    """The steps for what is done, and if `whole` for what is asked for; None where they wait for the baseline."""
     study, asked = graph.study, {name.split("/")[0] for name in graph.jobs} if whole else set()
     there = [name for name in study.conditions if name not in graph.left_out and (
         name in asked or finished(graph, name))]
     if study.baseline not in there:
-        raise UserError(f"nothing follows: {study.baseline} is not done")
+        return None if study.then else []
     references = [name for name in study.references if name in asked or finished(graph, name)]
-    icl = study.icl is not None and (whole or runs.state(graph.jobs["icl/work"]).name == "done")
+    icl = graph.icl is not None and ((whole and graph.icl.name in graph.jobs) or runs.state(graph.icl).name == "done")
     return steps(graph, there, references, icl)
 
 
-def show(graph: Graph, jobs: list[Job]) -> None:
+def waiting(graph: Graph) -> str:
+    """What to say where nothing follows yet."""
+    return f"what follows ({' '.join(graph.study.then)}) waits for {graph.study.baseline}, which is not done"
+
+
+def show(graph: Graph) -> None:
     """Every job: its state, what is known of its time, its command line."""
+    after = following(graph, whole=True)
+    jobs = [*graph.jobs.values(), *(after or ())]
     times = runs.expected(jobs)
     for job in jobs:
         found = runs.state(job)
@@ -75,6 +83,8 @@ def show(graph: Graph, jobs: list[Job]) -> None:
         print(f"    {shlex.join(words_of(job))}")
     for name, reason in graph.left_out.items():
         print(f"{name}: left out; {reason}")
+    if after is None:
+        print(waiting(graph))
 
 
 def as_json(graph: Graph, jobs: list[Job]) -> None:
@@ -95,12 +105,8 @@ def as_json(graph: Graph, jobs: list[Job]) -> None:
 
 def steps_as_json(graph: Graph, then: list[str]) -> list[dict]:
     """What follows the runs, a job for each step; all figures are one, drawn of what the others left (`any`)."""
-    try:
-        jobs = following(graph, whole=True)
-    except UserError:  # no baseline among what is asked for
-        return []
     parts: dict[str, list[Job]] = {}
-    for job in jobs:
+    for job in following(graph, whole=True) or ():
         parts.setdefault(step_of(job), []).append(job)
     last = max((path.stat().st_mtime for path in graph.at.glob("*/seed*/status.json")), default=0)  # a run ended
 
@@ -114,10 +120,10 @@ def steps_as_json(graph: Graph, then: list[str]) -> list[dict]:
              "command": [*then, "--steps", name]} for name, part in parts.items()]
 
 
-def chosen(graph: Graph, steps: list[str]) -> list[Job]:
+def chosen(graph: Graph, steps: list[str]) -> list[Job] | None:
     """The jobs that follow, of `steps` alone if there are any; those whose numbers are not there are named."""
     jobs = following(graph)
-    if not steps:
+    if jobs is None or not steps:
         return jobs
     found = [job for job in jobs if step_of(job) in steps]
     names, kept = {job.name for job in found}, []
@@ -130,12 +136,19 @@ def chosen(graph: Graph, steps: list[str]) -> list[Job]:
     return kept
 
 
+def distinct(jobs: list[Job]) -> list[Job]:
+    """The first of the runs that differ in the seed alone."""
+    found = {}
+    for job in jobs:
+        if job.kind == "run":
+            found.setdefault((job.name.split("/")[0], job.script, replace(job.config, seed=0).sha256), job)
+    return list(found.values())
+
+
 def emit(jobs: list[Job], dry: bool) -> None:
     """One record a job: its fields, the number of words of its command, and the words."""
     here = {job.name: runs.state(job).name for job in jobs}
-    for job in jobs:
-        if dry and job.kind != "run":
-            continue
+    for job in distinct(jobs) if dry else jobs:
         state = here[job.name]
         if state == "other" and not dry:
             print(f"REFUSED {job.name}: {job.folder} holds another result ({runs.state(job).note}); it is left as it "
@@ -155,11 +168,15 @@ def main() -> None:
     if options.graph:
         as_json(graph, jobs)
     elif options.list:
-        show(graph, [*jobs, *following(graph, whole=True)])
+        show(graph)
     elif options.then:
-        emit(chosen(graph, options.steps), dry=False)
+        jobs = chosen(graph, options.steps)
+        if jobs is None:
+            print(waiting(graph), file=sys.stderr)
+            sys.exit(WAITS)
+        emit(jobs, dry=False)
     else:
-        graph.layers.write()
+        runs.prepare(graph.layers.files)
         for reason in dict.fromkeys(graph.left_out.values()):
             names = [name for name, why in graph.left_out.items() if why == reason]
             print(f"left out: {' '.join(names)}; {reason}", file=sys.stderr)

@@ -32,8 +32,9 @@ kept() { # a file of the study that was written in the second half of this job's
     # Programs write locks and the like when they start; those that get on write all the time. Training, logs and what
     # this script writes are others'.
     local half=$(((began + $(date +%s%N)) / 2))
-    find "${folder%/*/*}" -type f -newermt "@${half::-9}.${half: -9}" ! -name '.*' \( ! -path '*/seed*/*' -o -path '*/eval*/*' \) \
-        ! -name status.json ! -name stopped.txt ! -name log.txt ! -name queue.txt ! -path '*/configs/*' -print -quit
+    find "${folder%/*/*}" -type f -newermt "@${half::-9}.${half: -9}" ! -name '.*' ! -path '*/configs/*' \
+        \( ! -path '*/seed*/*' -o -path '*/eval*/*' \) \
+        ! -name status.json ! -name stopped.txt ! -name log.txt ! -name queue.txt -print -quit
 }
 
 moved() { # whether it got on since it was last queued again, or that has not happened often

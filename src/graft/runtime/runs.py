@@ -1,16 +1,21 @@
-"""What lies in a job's folder, read without torch: its state, whether it is the job that is asked for, its times."""
+"""What lies in a job's folder, read without torch: its state, whether it is the job that is asked for, its times.
+
+And what has to lie in the study's folder before its jobs start.
+"""
 
 import datetime
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from graft.config import difference, restored
 from graft.config.study.job import Job
 from graft.errors import UserError
-from graft.runtime.files import parsed
+from graft.runtime.files import parsed, write_text
 
 NAMED = 3  # differences that a refusal names
 
@@ -21,6 +26,18 @@ class State:
 
     name: str
     note: str = ""
+
+
+def prepare(configurations: Mapping[str, dict[str, Any]]) -> None:
+    """Write what a study's file holds of configurations (`Layers.files`) where the command lines look for it.
+
+    Others may be reading there: what is there already is not touched, and nobody sees half a file.
+    """
+    for file, content in configurations.items():
+        path, text = Path(file), OmegaConf.to_yaml(OmegaConf.create(content))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
 
 
 def state(job: Job) -> State:

@@ -65,21 +65,26 @@ def _extended(path: Path) -> dict[str, Any]:
     below = read(parent)
     if "extends" in below:
         raise UserError(f"{path}: extends: {parent} extends another study itself; one level is allowed")
+    for key in MERGED:
+        if not isinstance(below.get(key, {}), dict):
+            raise UserError(f"{parent}: {key}: expected a mapping, got {schema.shown(below[key])}")
     chosen = data.get("conditions")
     if isinstance(chosen, list):
         known = below.get("conditions", {})
+        if other := [name for name in chosen if not isinstance(name, str)]:
+            raise UserError(f"{path}: conditions: expected names, as text, got {schema.shown(other[0])}")
         if unknown := [name for name in chosen if name not in known]:
             raise UserError(f"{path}: conditions: {unknown[0]!r} is none of {parent}"
-                            f"{schema.nearest(str(unknown[0]), list(known))}")
+                            f"{schema.nearest(unknown[0], list(known))}")
         data["conditions"] = {name: known[name] for name in chosen}
     elif isinstance(chosen, dict):
         data["conditions"] = {**below.get("conditions", {}), **chosen}
     for key in MERGED:
         if key != "conditions" and isinstance(data.get(key), dict):
             data[key] = {**below.get(key, {}), **data[key]}
-    if "contrasts" not in data:  # those of conditions that are left
-        have = data.get("conditions", below.get("conditions", {}))
-        below["contrasts"] = [pair for pair in below.get("contrasts", []) if {*str(pair).split(":")} <= {*have}]
+    have = data.get("conditions", below.get("conditions", {}))
+    if "contrasts" not in data and isinstance(have, dict) and isinstance(pairs := below.get("contrasts"), list):
+        below["contrasts"] = [pair for pair in pairs if {*str(pair).split(":")} <= {*have}]  # of what is left
     return {**below, **data}
 
 
@@ -187,6 +192,8 @@ class _Reader:
             if not isinstance(words, list):
                 raise self.fail(key, f"expected a list of files or names of deltas, got {words!r}")
             for word in words:
+                if not isinstance(word, str):
+                    raise self.fail(key, f"expected files or names of deltas, as text, got {schema.shown(word)}")
                 if word not in study.deltas and not Path(word).is_file():
                     hint = schema.nearest(word, list(study.deltas)) if study.deltas and "/" not in word else ""
                     raise self.fail(key, f"no such config file: {word}{hint}")

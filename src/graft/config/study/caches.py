@@ -1,7 +1,8 @@
 """The logits of language teachers, and their own answers, made once for all the runs of a study that read the same."""
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,11 @@ def served(runs: Iterable[Job], at: Path, caches: bool) -> dict[str, Job]:
     runs, samples = _answered(runs, at)
     largest: dict[str, Job] = {}
     names: dict[str, str] = {}
+    taken = {job.folder.parent.name for job in samples}  # beside the caches
     for job in filter(_reads, runs if caches else ()):
         key = _key(job.config)
         if key not in names:
-            wanted = (_name(job.config), job.name.split("/")[0])
-            names[key] = next(name for name in wanted if name not in names.values())
+            names[key] = _free((_name(job.config), job.name.split("/")[0]), taken | {*names.values()})
         if key not in largest or job.config.teacher.args["k"] > largest[key].config.teacher.args["k"]:
             largest[key] = job
     found = [*samples, *(_build(largest[key], at, names[key], key) for key in names)]
@@ -47,15 +48,27 @@ def _answered(runs: Iterable[Job], at: Path) -> tuple[list[Job], list[Job]]:
         cfg = job.config
         if cfg.teacher.args.get("targets") == "teacher" and not cfg.teacher.args["samples"]:
             key = _answers(cfg)
-            name = made[key].folder.parent.name if key in made else f"samples-{job.name.split('/')[0]}"
+            name = made[key].folder.parent.name if key in made else _free(
+                (f"samples-{job.name.split('/')[0]}",), {other.folder.parent.name for other in made.values()})
             path = f"teacher.samples={at / 'cache' / name}"
             if key not in made:
-                words = [*job.words[:job.words.index("--output_dir")], *last_wins(cfg.overrides, [path])]
+                words = [*_configured(job), *last_wins(cfg.overrides, [path])]
                 made[key] = work(name, at, "scripts/sample_teacher.py", words, job.needs, {"samples": key}, gpus="work",
                                  config=cfg)
             job = _with(job, [path], f"{name}/work")
         found.append(job)
     return found, [*made.values()]
+
+
+def _free(wanted: tuple[str, ...], taken: Container[str]) -> str:
+    """The first of the names that is not taken, numbered if all are."""
+    numbered = (f"{wanted[-1]}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain(wanted, numbered) if name not in taken)
+
+
+def _configured(job: Job) -> list[str]:
+    """The words of a run that say its configuration but for its folder and what lies over it."""
+    return [*job.words[:job.words.index("--output_dir")], "--seed", str(job.config.seed)]
 
 
 def _answers(cfg: Config) -> str:
@@ -77,8 +90,7 @@ def _with(job: Job, first: list[str], need: str) -> Job:
 
 
 def _build(job: Job, at: Path, name: str, key: str) -> Job:
-    words = [*job.words[:job.words.index("--output_dir")], f"teacher.path={at / 'cache' / name}",
-             *job.config.overrides]
+    words = [*_configured(job), f"teacher.path={at / 'cache' / name}", *job.config.overrides]
     return work(f"cache-{name}", at, "scripts/cache_teacher.py", words, job.needs,
                 {"cache": key, "k": job.config.teacher.args["k"]}, gpus="work", config=job.config)
 

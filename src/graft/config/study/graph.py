@@ -50,6 +50,7 @@ class Graph:
         self.layers = Layers(study, self.at, asked.set, asked.smoke)
         self.base = self.layers.source(study.base, "base")
         found = self._works() | self._teachers() | self._conditions()
+        self.icl = found.get("icl/work")  # also where it is not asked for
         self.jobs = self._chosen(_sorted(study.file, found))
         given = {word for job in self.jobs.values() for word in job.words}
         for word in asked.set:
@@ -121,13 +122,15 @@ class Graph:
                *self.asked.environment.get("EVAL_ARGS", "").split()]
         cfg = self.layers.resolve(sources, words)
         identity = {key: cfg.identity()[key] for key in ("task", "student", "teacher", "evaluate")}
+        places = {}
         for name, configs in self.study.icl.contexts.items():
             over = self.layers.sources(self.base, configs)[1:]
             own += ["--context", name, *(source.file for source in over)]
+            places |= {source.file: source.place for source in over}
             identity |= {f"context {name}": self.layers.resolve([*sources, *over], words).identity()["teacher"]}
         words = [*words_of(sources), "--output", str(self.at / "icl.json"), *own, *words]
-        return work("icl", self.at, "scripts/eval_icl.py", words, needs, {**identity, "words": own}, gpus="eval",
-                    config=cfg)
+        return work("icl", self.at, "scripts/eval_icl.py", words, needs,
+                    {**identity, "words": [places.get(word, word) for word in own]}, gpus="eval", config=cfg)
 
     def _teachers(self) -> dict[str, Job]:
         found = {}
@@ -202,13 +205,15 @@ class Graph:
 
     def _chosen(self, jobs: dict[str, Job]) -> dict[str, Job]:
         """Those asked for and all that they need, in the order of `jobs`."""
-        known = [*self.study.conditions, *self.study.teachers]
+        known = list(dict.fromkeys([*self.study.conditions, *self.study.teachers,
+                                    *(name.split("/")[0] for name in jobs)]))
         for name in self.asked.only:
             if name not in known:
                 raise UserError(f"--only: unknown: {name!r}{schema.nearest(name, known)}")
         if not self.asked.only:
             return jobs
-        left = [name for name in jobs if name.split("/")[0] in (*self.asked.only, "icl")]
+        scored = {"icl"} if {*self.asked.only} & {*self.study.conditions} else set()
+        left = [name for name in jobs if name.split("/")[0] in {*self.asked.only} | scored]
         wanted: set[str] = set()
         while left:
             name = left.pop()

@@ -1,12 +1,13 @@
 """The configurations of a study's runs: files and `key=value` words over each other, and what they resolve to."""
 
 import functools
+import hashlib
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from graft.config import schema
 from graft.config.building import merge
@@ -29,6 +30,11 @@ class Source:
     @property
     def content(self) -> tuple[str, dict]:
         return self.name, _read(self.file) if self.data is None else self.data
+
+    @property
+    def place(self) -> str:
+        """The file without the digest of what it holds, for those that know the content by what it resolves to."""
+        return self.file if self.data is None else re.sub(r"-[0-9a-f]{8}\.yaml$", ".yaml", self.file)
 
 
 @functools.cache
@@ -75,10 +81,14 @@ class Layers:
         self._resolved: dict[tuple, Config] = {}
 
     def source(self, value: Any, key: str) -> Source:
-        """A file, or what the study's file holds at `key`, which becomes one."""
+        """A file, or what the study's file holds at `key`, which becomes one.
+
+        Its name has a digest of the content: jobs in a queue, or that go on later, read what they were started with.
+        """
         if isinstance(value, str):
             return Source(value, value)
-        file = str(self.at / "configs" / f"{key.replace('.', '/', 1)}.yaml")
+        digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+        file = str(self.at / "configs" / f"{key.replace('.', '/', 1)}-{digest}.yaml")
         self.files[file] = value
         return Source(file, f"{self.study.file}: {key}", value)
 
@@ -119,9 +129,3 @@ class Layers:
         cfg = self.resolve(sources, last_wins(*own))
         general = [[word for word in words if has_key(cfg, word)] for words in (self.study.set, self.set)]
         return last_wins(general[0], *own, general[1])
-
-    def write(self) -> None:
-        """Write the configurations that the study's file holds where the command lines look for them."""
-        for file, content in self.files.items():
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(OmegaConf.create(content), file)
