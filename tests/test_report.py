@@ -175,7 +175,7 @@ def test_a_file_without_a_value_that_the_page_reads(stem, path, tmp_path):
         content = json.loads((ROOT / f"assets/demo/{name}.json").read_text())
         (tmp_path / f"{name}.json").write_text(json.dumps(without(content, *path) if name == stem else content))
     if stem == "results" and path != ("baseline",):
-        with pytest.raises(UserError, match="results.json: conditions.distill.summary.test: missing"):
+        with pytest.raises(UserError, match=r"results\.json: conditions.distill.summary.test: missing"):
             made.read("demo", tmp_path, "test", None)
         return
     found = made.read("demo", tmp_path, "test", None)

@@ -131,7 +131,7 @@ def test_conditions_that_were_asked_other_questions_are_refused(study, monkeypat
     results.write_examples(study / "other.parquet", rows.assign(gold=rows["gold"] + "?"), rows.attrs["fingerprint"])
     runs = {name: [{"probes": {"trained": {"0": {"examples": str(file)}}}}]
             for name, file in (("moved", own), ("other", "other.parquet"))}
-    with pytest.raises(UserError, match="other: trained, 0 shots: asks other questions than .* of moved"):
+    with pytest.raises(UserError, match=r"other: trained, 0 shots: asks other questions than .* of moved"):
         retained.assemble("s", {}, runs, runs["moved"][0], study, [])
 
 
