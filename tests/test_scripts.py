@@ -33,9 +33,10 @@ def test_help_needs_no_torch():
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with setup.sh, a Python that notes each environment that it makes, and how to start it there."""
-    for name in ("scripts", "bin"):
-        (tmp_path / name).mkdir()
-    shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
+    for name in ("scripts/lib", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("scripts/setup.sh", "scripts/lib/environment.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_text("x")
     python, squeue = tmp_path / "bin/python3.13", tmp_path / "bin/squeue"
