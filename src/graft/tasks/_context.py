@@ -100,7 +100,7 @@ def choose(task: TextTask, split: str, i: int, context: Context) -> list[Shot]:
         shots = [(example.question, outside(_says(example))) for example in examples]
     if context.kind == "random_shots":
         # What stands before every question, such as "Question: ", makes no order of words.
-        before = len(os.path.commonprefix([train.items[j].question for j in pool[:16]]))
+        before = len(os.path.commonprefix([train.items[j].question for j in pool[:16]]))  # noqa: RUF071 (of letters, as it is meant)
         if not any(len({*text.split()}) > 1 for question, answer in shots for text in (question[before:], answer)):
             raise UserError(f"teacher.context: random_shots: the examples of item {item.id} of {task.name} are single "
                             "words, which have no other order; expected texts of several, or random_letters")
