@@ -105,8 +105,11 @@ def as_json(graph: Graph, jobs: list[Job]) -> None:
 
 def steps_as_json(graph: Graph, then: list[str]) -> list[dict]:
     """What follows the runs, a job for each step; all figures are one, drawn of what the others left (`any`)."""
+    jobs = following(graph, whole=True)
+    if jobs is None:
+        print(waiting(graph), file=sys.stderr)
     parts: dict[str, list[Job]] = {}
-    for job in following(graph, whole=True) or ():
+    for job in jobs or ():
         parts.setdefault(step_of(job), []).append(job)
     last = max((path.stat().st_mtime for path in graph.at.glob("*/seed*/status.json")), default=0)  # a run ended
 
