@@ -5,8 +5,8 @@
 
 Contrasts are a second table; as CSV, which holds one table a file, in contrasts.csv.
 `--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
-study's name) of a file, and the contrasts alone between such lines that say `contrasts` for `results`: no number in it
-is typed.
+study's name) of a file, the contrasts alone between such lines that say `contrasts` for `results`, and what the columns
+mean where they say `notes`: no number in it is typed.
 """
 
 import argparse
@@ -21,7 +21,8 @@ NOTES = """
 Accuracy: mean and 95% t-interval over seeds, none with one seed. Difference to `{baseline}`: 95% interval for new
 seeds and new examples; where it says (1 seed), for new examples alone: it then speaks of these checkpoints, not of
 the method. p: two-sided, Holm-adjusted over the conditions of a split. Detectable: the smallest true difference
-found in 80% of repetitions; none: not even the largest possible.
+found in 80% of repetitions; none: not even the largest possible. Intervals and detectable are of one comparison alone,
+p of all of them: a comparison is decided if its interval excludes 0 and p is below 0.05.
 """
 TEXT_NOTES = """
 Accuracy: answers in the asked format with the right result; flexible: the right result in any format. Cut off: answers
@@ -76,6 +77,7 @@ def main() -> None:
     if args.into:
         tested = tables.of_split(tables.contrasts(content), "test")
         known = {f"results {content['study']}": tables.shown(content, "test"),
+                 f"notes {content['study']}": notes(content),
                  **({f"contrasts {content['study']}": tables.to_markdown(tested)} if len(tested) else {})}
         there = args.into.read_text(encoding="utf-8")
         for mark in [mark for mark in known if f"<!-- {mark} -->" in there] or known:

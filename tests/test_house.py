@@ -1,6 +1,7 @@
 """The house rules that a machine can hold: import direction, nothing unsafe, shell scripts clean, every part found."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -154,10 +155,12 @@ def test_names_in_the_lock_file_cover_the_dependencies():
 
 @pytest.mark.parametrize("study", [path.parent.name for path in sorted((ROOT / "assets").glob("*/results.json"))])
 def test_the_tables_in_the_documents_are_those_of_the_results(study):
+    import write_results
     from graft.reporting import results, tables
     content = results.read_results(ROOT / f"assets/{study}/results.json")
     shown = {f"results {study}": tables.shown(content, "test"),
-             f"contrasts {study}": tables.to_markdown(tables.of_split(tables.contrasts(content), "test"))}
+             f"contrasts {study}": tables.to_markdown(tables.of_split(tables.contrasts(content), "test")),
+             f"notes {study}": write_results.notes(content)}
     marked = [(ROOT / file, mark) for mark in shown for file in ("README.md", "assets/README.md")
               if f"<!-- {mark} -->" in (ROOT / file).read_text()]
     assert marked and all(tables.between(path, mark) == shown[mark] for path, mark in marked)
@@ -184,8 +187,21 @@ def test_what_the_readme_says_of_the_language_study():
         one = pairs["kd_only", name]
         assert one["difference"] > 0 and stats.decided(one["ci95"], one["p_holm"]), f"more than {name}"
         assert conditions[name]["vs_untrained"]["test"]["accuracy"]["ci95"][0] <= 0, f"{name} moves nothing"
-    gained = conditions["kd_only"]["gap_closed"]["test"]["accuracy"]["ci95"]
-    assert gained[0] > 0 and gained[1] < 1, "a part"
+    gained = conditions["kd_only"]["gap_closed"]["test"]["accuracy"]
+    assert gained["ci95"][0] > 0 and gained["ci95"][1] < 1, "a part"
+    own = pairs["kd_only", "teacher_targets"]
+    assert own["ci95"][0] < 0 < own["ci95"][1], "as much"
+    kept = json.loads((ROOT / "assets/words_smollm2/retention.json").read_text())["conditions"]
+    lost = kept["kd_only_random"]["retention"]["accuracy"]
+    assert lost["ci95"][1] < 0, "also where nothing is gained"
+    means = [100 * conditions[name]["summary"]["test"]["accuracy"]["mean"] for name in results.GAP]
+    share, *ends = (100 * value for value in (gained["value"], *gained["ci95"]))
+    more = -100 * conditions["kd_only"]["vs_baseline"]["test"]["accuracy"]["difference"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for said in (f"from {means[0]:.0f} to {means[1]:.0f} %",
+                 f"move {share:.0f} % [{ends[0]:.0f}, {ends[1]:.0f}] of that",
+                 f"reach {more:.0f} points more", f"random order cost {-100 * lost['difference']:.0f} points"):
+        assert said in text, said
     for name in ("distill", "kd_only"):
         versus = conditions[name]["vs_baseline"]["test"]["accuracy"]
         assert versus["difference"] < 0 and not stats.decided(versus["ci95"], versus["p_holm"]), "not decided"

@@ -6,7 +6,8 @@
 #   bash scripts/lib/publish.sh demo
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-study=${1:?the name of a study}
+[[ $# -eq 1 ]] || { echo "usage: bash scripts/lib/publish.sh STUDY" >&2; exit 2; }
+study=$1
 from=experiments/$study to=assets/$study
 [[ -f "$from/results.json" ]] || { echo "error: $from/results.json: missing; run bash scripts/study.sh $study" >&2; exit 2; }
 PYTHON=${GRAFT_PYTHON:-$PWD/.venv/bin/python}
@@ -16,7 +17,7 @@ for file in "$from"/{results,forensics,robustness,retention}.json "$from"/figure
     if [[ -f "$file" ]]; then cp "$file" "$to/"; fi
 done
 for file in README.md assets/README.md; do
-    if grep -qE "<!-- (results|contrasts) $study -->" "$file"; then
+    if grep -qE "<!-- (results|contrasts|notes) $study -->" "$file"; then
         PYTHONPATH=src "$PYTHON" scripts/write_results.py --results "$to/results.json" --out "$from" --into "$file"
     fi
 done
