@@ -72,6 +72,7 @@ BAD_FILES = [
     ("teacher: {name: dinov2, view: same}", "teacher.view", "augmented | aligned"),
     ("teacher: {name: dinov2, view: aligned}\naugment: [{name: mixup}]", "teacher.view", "undefined under mixup"),
     ("method: distil", "method", "baseline | distill"),
+    ("study: mine\nconditions: {baseline: {}}", "", "is a study, not a configuration of one run; "),
     ("seed: -1", "seed", ">= 0"),
     ("ssl: {local_scale: [0.5, 0.2]}", "ssl.local_scale", "[low, high]"),
     ("optim: {lr: '${oc.env:HOME}'}", "optim.lr", "resolvers are not allowed"),

@@ -39,8 +39,11 @@ def _parse(doc: str, method: str | None, argv: list[str]) -> Config:
             raise UserError(f"{COMMAND_LINE}: {key}: given twice, as --{key} {scalars[key]} and as {word}")
     config, origin = merge(files, rest, scalars)
     if method is not None and config.method != method:
-        raise UserError(f"{origin.get('method', 'default')}: method: this script trains {method}, the configs "
-                        f"say {config.method}; use train_{config.method}.py")
+        if "method" not in origin:
+            raise UserError(f"method: no configuration sets it, and this script trains {method}; expected --config "
+                            "FILE with one (configs/distill/, configs/ss_distill/), or train_baseline.py")
+        raise UserError(f"{origin['method']}: method: this script trains {method}, the configs say {config.method}; "
+                        f"use train_{config.method}.py")
     if not config.output_dir:
         who = origin.get("output_dir", COMMAND_LINE)
         raise UserError(f"{who}: output_dir: expected the condition's folder, got ''")

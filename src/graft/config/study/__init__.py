@@ -41,7 +41,8 @@ def find(name: str) -> Path:
     """The file of a study by its name or path. Raises UserError if there is none."""
     path = Path(name) if "/" in name or name.endswith(".yaml") else ROOT / f"{name}.yaml"
     if not path.is_file():
-        hint = schema.nearest(name, names()) if path.parent == ROOT else ""
+        known = [one for one in names() if not one.startswith("example_")]  # those are templates
+        hint = schema.nearest(name, known) if path.parent == ROOT else ""
         raise UserError(f"{path}: no such study{hint}")
     return path
 
