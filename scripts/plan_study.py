@@ -5,10 +5,15 @@
     python scripts/plan_study.py mine.yaml --rate 0.05                     # TFLOP/s that a run of it reached here
     python scripts/plan_study.py demo mnist --into configs/README.md       # a row a study, between <!-- plan -->
 
-For every job: parameters, FLOPs, the most memory it holds at once, bytes of caches and checkpoints, hours; then the
-smallest difference that 3, 5 and 10 seeds can find. FLOPs and memory are counted by going through each step with
-tensors that have no data (graft/planning); what an allocator adds, and norms that CUDA keeps in fp32, come on top.
-Scores of checkpoints are not among the jobs. Hours are FLOPs over a rate: small models reach less than large ones.
+For every job: parameters, FLOPs, the most memory it holds at once, bytes of caches and checkpoints, hours. FLOPs and
+memory are counted by going through each step with tensors that have no data (graft/planning); what an allocator adds,
+and norms that CUDA keeps in fp32, come on top. Scores of checkpoints are not among the jobs. Hours are FLOPs over a
+rate, and so a lower bound: small models, and models that answer a token at a time, reach less of a GPU's peak.
+
+Then the smallest difference of accuracy that 3, 5 and 10 seeds find four times in five: of one comparison alone
+(p < 0.05), as results.json says it of a finished study, and of the first of all conditions that are compared with the
+baseline, whose p Holm holds to 0.05 / their number. Both follow from --discordance and --seed_sd, which nobody knows
+before: the defaults are what the published studies had, small models and short runs. A pilot of your own says more.
 """
 
 import json
@@ -23,6 +28,7 @@ from pathlib import Path
 from graft.config import script_options, study
 from graft.config.study.graph import Asked, Graph
 from graft.errors import exit_cleanly
+from graft.planning.power import DISCORDANCE, SEED_SD, decides
 
 
 def arguments() -> Namespace:
@@ -44,10 +50,11 @@ def arguments() -> Namespace:
     data.add_argument("--tokens", nargs=2, type=int, metavar=("PROMPT", "ANSWER"), help="means; default: a quarter of "
                       "task.max_length each")
     power = parser.add_argument_group("what it can decide")
-    power.add_argument("--discordance", type=float, default=0.1, help="share of items on which two runs differ "
-                       "(default: 0.1)")
-    power.add_argument("--seed_sd", type=float, default=0.005, help="standard deviation over seeds of the difference "
-                       "(default: 0.005)")
+    had = "the median of the published studies' comparisons with the baseline: in assets/*/results.json"
+    power.add_argument("--discordance", type=float, default=DISCORDANCE, help="share of items on which two runs differ "
+                       f"(default: {DISCORDANCE}, {had} the sum of `discordant`)")
+    power.add_argument("--seed_sd", type=float, default=SEED_SD, help="standard deviation over seeds of the difference "
+                       f"(default: {SEED_SD}, {had} `se_seed` times the root of the number of seeds)")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true")
     shown.add_argument("--markdown", action="store_true")
@@ -77,7 +84,7 @@ def main() -> None:
     from graft.planning import tables
     from graft.planning.data import Told
     from graft.planning.devices import device
-    from graft.planning.study import as_dict, decides, planned
+    from graft.planning.study import as_dict, planned
     from graft.reporting.tables import between, insert
 
     on = device(options.gpu, options.peak, options.memory, options.share, options.rate)
@@ -96,6 +103,8 @@ def main() -> None:
             **as_dict(plan), "device": vars(on),
             "hours_a_run": {row.name: on.hours(row.costs) for row in plan.rows if row.costs},
             "detectable": decides(plan.n, options.discordance, options.seed_sd) if plan.n else None,
+            "detectable_in_family": decides(plan.n, options.discordance, options.seed_sd, plan.comparisons)
+            if plan.n else None,
         } for plan in plans], indent=1))
     else:
         for plan in plans:

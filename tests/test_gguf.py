@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from graft.errors import UserError
 from graft.evaluation import rebuild
+from graft.planning import costs
+from graft.planning.data import Told, data_of
 from graft.students import _language
 from graft.tasks import _gguf, _prompts
 from small_lm import lm, run_main, tiny
@@ -97,6 +99,15 @@ def test_the_folder_has_the_weights_that_were_written_and_the_tokenizer(tmp_path
     assert json.loads((folder / "origin.json").read_text())["tensors"] == {"F32": len(weights)}
     assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044  # readable for a group, by the usual umask
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")  # no longer quantised
+
+
+def test_a_study_of_a_file_is_planned(tmp_path):
+    file = str(tmp_path / "tiny.gguf")
+    write(tmp_path / "tiny.gguf", [*TOKENS, *sorted({*"Itisoveryeasy#4"} - {*TOKENS})])
+    cfg = tiny(tmp_path / "x", f"student.model={file}", "task.layout=plain")
+    data = data_of(cfg, Told())
+    assert not data.note and data.sizes["train"] == 54  # its tokenizer was read, too
+    assert costs.of_run(cfg, data, {}).parameters > 20_000
 
 
 def test_quantised_weights_are_those_that_the_gguf_package_reads(tmp_path):

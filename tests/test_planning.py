@@ -1,10 +1,12 @@
 """What a study will cost: against runs that were made, against what is published, and as the documents say it."""
 
 import re
+import statistics
 import subprocess
 import sys
 
 import pytest
+import scipy.stats
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,11 +16,13 @@ import small_lm
 from graft.config import study
 from graft.config.study.graph import Asked, Graph
 from graft.errors import UserError
-from graft.planning import architectures, costs, models, reading, tables
+from graft.planning import architectures, costs, models, power, reading, tables
 from graft.planning.data import Told, data_of
 from graft.planning.devices import device
 from graft.planning.measure import cost, emptied, size_of, state_of, without_data
 from graft.planning.study import planned
+from graft.reporting import stats
+from graft.reporting.reading import read_results
 from small import ROOT
 
 H100 = device("h100", None, None, 0.4, None)
@@ -153,6 +157,8 @@ def test_what_is_not_known_is_one_line():
     told = planned(graph, Told(items=(1_281_167, 50_000), classes=1000))
     assert told.n == 50_000 and told.rows[-1].costs.steps > 1000
     assert "not known: see below" in tables.aligned(tables.jobs(planned(graph, Told()), H100))
+    note, = planned(Graph(study.load("example_images"), Asked()), Told()).notes  # of many jobs
+    assert re.match(r"\w+, \w+, \w+ and \d+ more: ", note)
     with pytest.raises(UserError, match="--gpu: expected one of h100"):
         device("h1000", None, None, 0.4, None)
     with pytest.raises(UserError, match="no config"):
@@ -166,16 +172,40 @@ def test_hours_and_what_can_be_decided_follow():
     assert H100.hours(row.costs) == pytest.approx(row.costs.flops / (0.4 * 0.5 * 989.4e12) / 3600)
     assert device("", None, None, 0.4, 0.05).hours(row.costs) == pytest.approx(row.costs.flops / 0.05e12 / 3600)
     assert "360 test items" in tables.power(plan, 0.1, 0.005)
+    assert [name for name in tables.jobs(plan, H100)[0] if "time" in name] == ["time a run, at least", "time, at least"]
     assert [tables.si(value) for value in (0, 999, 1000, 4.4237e9, 1e24)] == ["0", "999", "1 k", "4.42 G", "1e+24"]
+
+
+def test_what_is_assumed_of_a_studys_power_is_what_the_published_studies_had():
+    found = [one for file in sorted(ROOT.glob("assets/*/results.json"))
+             for condition in read_results(file)["conditions"].values()
+             for one in [condition["vs_baseline"].get("test", {}).get("accuracy")] if one and one["se_seed"]]
+    assert len(found) > 20
+    seed_sd = statistics.median(one["se_seed"] * min(one["seeds"]) ** 0.5 for one in found)
+    discordance = statistics.median(sum(one["discordant"]) for one in found)
+    assert 0.5 < power.SEED_SD / seed_sd < 2 and 0.5 < power.DISCORDANCE / discordance < 2
+
+
+def test_many_comparisons_detect_less():
+    plan = planned(Graph(study.load("demo"), Asked()), Told())
+    assert plan.comparisons == 4  # conditions besides the baseline; teachers are no arms
+    alone, first = (power.decides(360, 0.3, 0.03, count) for count in (1, plan.comparisons))
+    assert all(first[seeds] > alone[seeds] for seeds in power.SEEDS)
+    z = [scipy.stats.norm.isf(0.05 / 2 / count) + scipy.stats.norm.isf(0.2) for count in (1, 4)]  # examples alone
+    assert [stats.detectable(360, 0.3, 1, 0.0, comparisons=count) for count in (1, 4)] == pytest.approx(
+        [width * (0.3 / 360)**0.5 for width in z], rel=1e-3)
+    said = tables.power(plan, 0.3, 0.03)
+    assert "of one comparison alone" in said and f"{100 * first[3]:.2f}" in said and "0.05 / 4" in said
 
 
 def test_the_table_in_the_documents_is_the_plan():
     text = (ROOT / "configs/README.md").read_text()
     shown = re.search(r"<!-- plan -->\n(.*)<!-- /plan -->", text, re.DOTALL)[1].splitlines()
     for name in ("demo", "mnist"):
-        row = tables.summary([planned(Graph(study.load(name), Asked()), Told())], H100, 0.1, 0.005).splitlines()[-1]
+        row = tables.summary([planned(Graph(study.load(name), Asked()), Told())], H100, power.DISCORDANCE,
+                             power.SEED_SD).splitlines()[-1]
         assert row in shown
-    assert {line.split("`")[1] for line in shown[2:]} <= {*study.names()}
+    assert {line.split("`")[1] for line in shown[2:]} == {*study.names()} - {"example_images", "example_text"}
 
 
 def test_rows_of_other_studies_stay():
@@ -183,6 +213,8 @@ def test_rows_of_other_studies_stay():
                                                                        "| `b` | 3 |\n| `c` | 4 |\n"))
     assert tables.joined(old, new).splitlines()[2:] == ["| `a` | 1 |", "| `b` | 3 |", "| `c` | 4 |"]
     assert tables.joined("", new) == new
+    with pytest.raises(UserError, match=r"other columns.* `a`, `b`"):  # rows under a head that is not theirs
+        tables.joined(old.replace("runs", "time"), new)
 
 
 @pytest.mark.slow

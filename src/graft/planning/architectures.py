@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from graft.errors import UserError
+from graft.students import _language
 
 _QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
 # Their published config.json, as far as it decides shapes. Numbers of parameters are those of the models' pages, and
@@ -26,11 +27,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def config_of(model: str, revision: str = "") -> PreTrainedConfig:
-    """The configuration of a model. Raises UserError, one line, if it is neither here nor among the known ones."""
+    """The configuration of a model: a folder, a GGUF file, a finished run, or one of the hub.
+
+    Raises UserError, one line, if it is neither here nor among the known ones.
+    """
+    where = _language.folder_of(model, "student.model, teacher.model")
     try:
-        if Path(model).is_dir():
-            return AutoConfig.from_pretrained(model)
-        return AutoConfig.from_pretrained(model, revision=revision or None, local_files_only=True)
+        if Path(where).is_dir():
+            return AutoConfig.from_pretrained(where)
+        return AutoConfig.from_pretrained(where, revision=revision or None, local_files_only=True)
     except (OSError, ValueError):
         if model not in PUBLISHED:
             raise UserError(f"{model}: no config.json here, and its sizes are not known; hf download {model} "

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,10 +15,12 @@ from graft.config.study.job import Job
 from graft.outputs import LOGITS_AT_ONCE
 from graft.planning import models as made
 from graft.planning import steps
-from graft.planning.data import Data, Lengths
+from graft.planning.answering import ANSWERS, answers
+from graft.planning.data import Data, Lengths, answers_itself
 from graft.planning.measure import Cost, cost, emptied, size_of, state_of, without_data
 from graft.planning.models import Models
 from graft.training.batches import plan
+from graft.training.terms import needs_teacher
 
 DEPTHS = 4, 6  # layers of a deep language model that are gone through
 STATES = {"adamw": 2, "adam": 2}  # of an optimizer, for each weight; of others one for momentum
@@ -58,7 +61,7 @@ def of_run(cfg: Config, data: Data, jobs: Mapping[str, Job], world: int = 1) -> 
 
 def deep(model: Mapping[str, Any], jobs: Mapping[str, Job], of: Callable[[int], Costs]) -> Costs:
     """The costs of a language model from those of its first layers, each of which costs the same."""
-    depth = made.sizes_of(model["model"], model["revision"], jobs).num_hidden_layers
+    depth = made.depth_of(made.sizes_of(model["model"], model["revision"], jobs))
     if depth <= DEPTHS[1]:
         return of(0)
     few, more = (vars(of(layers)) for layers in DEPTHS)
@@ -100,11 +103,13 @@ def _run(cfg: Config, data: Data, models: Models, per_epoch: int, total: int, wo
     _clear(trained, False)
     models.student.eval()
     check = _check(cfg, data, models, before)
+    own = _own_answers(cfg, data, models, micro * train.accumulate, before)
+    step += own.flops * world
     times = _times(train.eval_every, per_epoch, total)
     once, cache = _teacher_once(cfg, data, models, before)
     return _costs(cfg, data, models, trained, {
         "steps": total, "step": step, "flops": step * total + times * check.flops + once, "worst": worst,
-        "check": check.bytes, "cache": cache, "micro": micro,
+        "check": max(check.bytes, own.bytes), "cache": cache, "micro": micro,
         "saved": _times(train.checkpoint_every, per_epoch, total)})
 
 
@@ -112,22 +117,24 @@ def _costs(cfg: Config, data: Data, models: Models, trained: list[nn.Parameter],
     weights = size_of([*state_of(models.student, models.teacher, models.objective)])
     gradients, optimizer = size_of(trained), _states(cfg) * size_of(trained)
     average = size_of(state_of(models.student)) if cfg.train.average != "none" else 0
+    followed = size_of(trained) if cfg.teacher.args.get("serve") == "ema" and needs_teacher(cfg.objective) else 0
     accumulated = gradients if cfg.train.accumulate > 1 else 0  # of the micro-batches before
     dynamic = max(got["worst"] + accumulated, got["check"], gradients)
     resident = 0 if data.lengths or not _resident(cfg) else sum(data.sizes.values()) * data.task.channels * (
         data.task.size**2)
-    memory = {"weights": weights + average, "gradients": min(gradients, dynamic), "optimizer": optimizer,
+    memory = {"weights": weights + average + followed, "gradients": min(gradients, dynamic), "optimizer": optimizer,
               "activations": dynamic - min(gradients, dynamic), "data": resident,
               "cache": 0 if data.lengths else got["cache"]}
     own = size_of(trained) if data.lengths else size_of(state_of(models.student))
-    one = own + average + optimizer + (0 if data.lengths else size_of(state_of(models.objective)))
+    one = own + average + followed + optimizer + (0 if data.lengths else size_of(state_of(models.objective)))
     kept = min(cfg.train.keep, max(got["saved"], 1)) + (got["saved"] > cfg.train.keep)
     logits = 0 if not data.lengths else 4 * min(
         max(LOGITS_AT_ONCE, models.student.head.vocabulary),
-        math.ceil(got["micro"] * data.lengths.answer) * models.student.head.vocabulary)
+        math.ceil(got["micro"] * (data.trained or data.lengths).answer) * models.student.head.vocabulary)
+    notes = [ANSWERS] * answers_itself(cfg) + [data.note] * bool(data.note)
     return Costs(sum(p.numel() for p in models.student.parameters()), sum(p.numel() for p in trained), got["steps"],
                  got["step"], got["flops"], memory, logits, got["cache"], one * kept, cfg.train.precision == "bf16",
-                 (data.note,) if data.note else (), _cache_of(cfg, models) if got["cache"] else "")
+                 tuple(notes), _cache_of(cfg, models) if got["cache"] else "")
 
 
 def _cache_of(cfg: Config, models: Models) -> str:
@@ -160,7 +167,7 @@ def _times(every: str, per_epoch: int, total: int) -> int:
 
 def _micro(cfg: Config, data: Data, models: Models, size: int, weights: tuple[float, ...], mean: bool,
            before: list) -> Cost:
-    lengths = data.lengths
+    lengths = data.trained or data.lengths
     if lengths is None:
         return cost(steps.image_micro(cfg, data, models, size, weights), before)
     width = lengths.width if mean else lengths.widest
@@ -172,6 +179,17 @@ def _micro(cfg: Config, data: Data, models: Models, size: int, weights: tuple[fl
 def _answers(lengths: Lengths, size: int, width: int) -> int:
     """Answer tokens of `size` sequences of that width: the longest have the more."""
     return max(1, round(size * lengths.answer * (width / lengths.width if width > lengths.width else 1)))
+
+
+def _own_answers(cfg: Config, data: Data, models: Models, count: int, before: list) -> Cost:
+    """What a process answers for a step's `count` items to be trained on: FLOPs of all, bytes of the largest batch."""
+    if not answers_itself(cfg):
+        return Cost()
+    lengths, new = data.trained, cfg.evaluate.max_new_tokens
+    one = answers(models.student, partial(made.autocast, cfg), 1, lengths.item - lengths.answer, new, before)
+    worst = answers(models.student, partial(made.autocast, cfg), min(cfg.evaluate.batch_size, count),
+                    lengths.widest - new, new, before)
+    return Cost(one.flops * count, worst.bytes)
 
 
 def _check(cfg: Config, data: Data, models: Models, before: list) -> Cost:

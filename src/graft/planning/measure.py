@@ -62,7 +62,6 @@ def cost(work: Callable[[], Any], before: Iterable[Tensor]) -> Cost:
     A product of (n, k) with (k, m) is 2nkm FLOPs; element-wise work is none. Fused attention counts as what it
     computes, in the backward pass again.
     """
-    gc.collect()
     gc.disable()  # what lies in a cycle is let go of at an end that depends on everything before
     try:
         with Watch(before) as seen:

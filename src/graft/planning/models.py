@@ -102,13 +102,24 @@ def sizes_of(model: str, revision: str, jobs: Mapping[str, Job]) -> PreTrainedCo
     return config_of(model, revision)
 
 
+def depth_of(config: PreTrainedConfig) -> int:
+    """Layers of a language model, which may be a part of a larger one."""
+    return config.get_text_config().num_hidden_layers
+
+
+def shorten(config: PreTrainedConfig, layers: int) -> None:
+    """Leave so many layers, and as many entries of what says something of each."""
+    depth, config.num_hidden_layers = config.num_hidden_layers, layers
+    for name, value in [*vars(config).items()]:
+        if isinstance(value, list) and len(value) == depth:
+            setattr(config, name, value[:layers])
+
+
 def language_model(model: str, revision: str, dtype: str, jobs: Mapping[str, Job], layers: int = 0) -> CausalLM:
     """A model, nothing adapted, behind the student's contract; so many of its layers (0: all)."""
     config = sizes_of(model, revision, jobs)
     if layers:
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+        shorten(config.get_text_config(), layers)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=_language.DTYPES[dtype], attn_implementation="sdpa")
     return CausalLM(lm, _language.Head(lm), False, "", model, revision, lm.get_input_embeddings().weight.shape[0])

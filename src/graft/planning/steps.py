@@ -1,7 +1,8 @@
 """A micro-batch of a run, and a batch of its evaluation, as computations that `measure.cost` can count."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -121,15 +122,22 @@ def _read_by_teacher(cfg: Config, models: Models, size: int, context: int, answe
         for start in range(0, size, group):
             count = min(group, size - start)
             reads = sequences(count, context, max(1, answers * count // size))
-            if models.teacher is not None:
-                language_pass(cfg, models.teacher, reads, k, len(names))()
-            else:
-                with models.student.untrained():
-                    language_pass(cfg, models.student, reads, k, len(names))()
+            with _alone(models, args["serve"]):
+                language_pass(cfg, models.teacher or models.student, reads, k, len(names))()
     if not k:
         return Outputs(None, features={name: torch.empty(answers, width(models.student)) for name in names})
     found = TopK(torch.empty(answers, k), torch.zeros(answers, k, dtype=torch.int64), torch.empty(answers))
     return Outputs(None, topk=dict.fromkeys(names, found))
+
+
+@contextmanager
+def _alone(models: Models, serve: str) -> Iterator[None]:
+    """Where the student is its own teacher: without its adapters or, as their average does, with them."""
+    with models.student.untrained() if serve == "adapter" else nullcontext():
+        training = models.student.training
+        models.student.eval()
+        yield
+        models.student.train(training)
 
 
 def logits_kept(cfg: Config) -> int:

@@ -1,7 +1,7 @@
 """Every job of a study with what it costs, and what the study can decide."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,10 @@ from graft.errors import UserError
 from graft.planning import costs, reading
 from graft.planning.costs import Costs
 from graft.planning.data import Told, data_of
-from graft.reporting import stats
 
-SEEDS = (3, 5, 10)
+SHOWN = 3  # jobs that a note names
 # Teachers' keys that change what is seen and not what it costs.
-FREE = {"shuffle", "init_seed", "random_weights", "fewshot_seed", "cache_dtype", "precision"}
+FREE = {"shuffle", "init_seed", "random_weights", "fewshot_seed"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """A study: its rows, the number of its test items (0: not known) and what had to be assumed."""
+    """A study: its rows, the number of its test items (0: not known), of conditions that are compared with its
+    baseline, and what had to be assumed."""
 
     name: str
     rows: list[Row]
     n: int
+    comparisons: int
     notes: list[str]
 
 
@@ -45,14 +46,23 @@ def planned(graph: Graph, told: Told, world: int = 1, moved: Mapping[str, str] |
     jobs = {name: replace(job, config=_moved(job.config, moved or {})) if job.config else job
             for name, job in graph.jobs.items()}
     rows = list(_rows(graph, jobs, told, world))
-    notes = [note for row in rows for note in (row.costs.notes if row.costs else [f"{row.name}: {row.missing}"])]
+    arms = {job.name.split("/")[0]: job for job in jobs.values()
+            if job.kind == "run" and job.name.split("/")[0] in graph.study.conditions}
     try:
-        n = data_of(next(job.config for job in jobs.values() if job.kind == "run" and job.config.seed ==
-                         graph.study.seeds[0] and job.name.split("/")[0] in graph.study.conditions),
-                    told).sizes["test"]
+        n = data_of(next(iter(arms.values())).config, told).sizes["test"]
     except (UserError, StopIteration):
         n = 0
-    return Planned(graph.study.study, rows, n, list(dict.fromkeys(notes)))
+    return Planned(graph.study.study, rows, n, max(1, len(arms.keys() - {graph.study.baseline})), _notes(rows))
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What is assumed, and why something is not known: each once, with the jobs that it is said of."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.costs.notes if row.costs else [row.missing]:
+            said.setdefault(note, []).append(row.name)
+    return [f"{', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' * (len(names) > SHOWN)}: {note}"
+            for note, names in said.items()]
 
 
 def _rows(graph: Graph, jobs: Mapping[str, Job], told: Told, world: int) -> Iterator[Row]:
@@ -76,9 +86,11 @@ def _costs(job: Job, graph: Graph, jobs: Mapping[str, Job], told: Told, world: i
     data = data_of(job.config, told)
     if job.kind == "run":
         return costs.of_run(job.config, data, jobs, world)
-    if job.name.startswith("cache-"):
+    if job.script == "scripts/cache_teacher.py":
         return reading.of_cache(job.config, data, jobs)
-    return reading.of_answers(job.config, data, jobs, graph.study.icl.shots, graph.splits)
+    if job.script == "scripts/sample_teacher.py":
+        return reading.of_samples(job.config, data, jobs)
+    return reading.of_icl(job.config, data, jobs, graph.study.icl.shots, graph.contexts.values(), graph.splits)
 
 
 def _moved(cfg: Config, moved: Mapping[str, str]) -> Config:
@@ -100,13 +112,8 @@ def _key(job: Job) -> str:
         about["objective"] = [{key: value for key, value in term.items() if key in (
             "name", "position", "weight", "weight_end", "warmup", "before")} for term in about["objective"]]
         if job.kind == "run" and about["teacher"].get("serve") == "cache":
-            about["teacher"] = {"k": about["teacher"]["k"]}
-    return json.dumps([job.kind, job.name.startswith("cache-"), about], sort_keys=True)
-
-
-def decides(n: int, discordance: float, seed_sd: float) -> dict[int, float]:
-    """The smallest difference of accuracy (a fraction) that so many seeds and n test items find four times in five."""
-    return {seeds: stats.detectable(n, discordance, seeds, seed_sd) for seeds in SEEDS}
+            about["teacher"] = {key: job.config.teacher.args[key] for key in ("k", "keep")}
+    return json.dumps([job.kind, job.script * (job.kind == "work"), about], sort_keys=True)
 
 
 def as_dict(plan: Planned) -> dict[str, Any]:
@@ -114,4 +121,5 @@ def as_dict(plan: Planned) -> dict[str, Any]:
     rows = [{"name": row.name, "kind": row.kind, "runs": row.count,
              **({**vars(row.costs), "peak": row.costs.peak} if row.costs else {"missing": row.missing})}
             for row in plan.rows]
-    return {"study": plan.name, "test_items": plan.n, "jobs": rows, "notes": plan.notes}
+    return {"study": plan.name, "test_items": plan.n, "comparisons": plan.comparisons, "jobs": rows,
+            "notes": plan.notes}

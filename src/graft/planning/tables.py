@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from graft.errors import UserError
 from graft.planning.devices import Device
-from graft.planning.study import SEEDS, Planned, Row, decides
+from graft.planning.power import SEEDS, decides
+from graft.planning.study import Planned, Row
+from graft.reporting import stats
 from graft.reporting.tables import cells_to_markdown
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "data", "cache")
@@ -14,7 +17,7 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "data", "cache")
 def jobs(plan: Planned, device: Device) -> list[list[str]]:
     """A line for each row: parameters, FLOPs, GB at most and of what, GB on disk, hours."""
     head = ["job", "runs", "parameters", "trained", "steps", "FLOP a step", "FLOP a run", "memory", " + ".join(PARTS),
-            "logits", "cache", "checkpoints", "time a run", "time"]
+            "logits", "cache", "checkpoints", "time a run, at least", "time, at least"]
     return [head, *(_job(row, device) for row in plan.rows)]
 
 
@@ -57,27 +60,38 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def power(plan: Planned, discordance: float, seed_sd: float) -> str:
-    """What the study can decide, in one line."""
+    """What the study can decide, in a few lines."""
     if not plan.n:
         return "test items: not known, so nothing is said of what can be detected\n"
-    found = ", ".join(f"{points * 100:.2f} with {seeds}" for seeds, points in
-                      decides(plan.n, discordance, seed_sd).items())
-    return (f"{plan.n:,} test items: the smallest difference found four times in five, in points: {found} seeds (where "
-            f"two runs differ on {discordance:.0%} of the items and seeds by a standard deviation of "
-            f"{100 * seed_sd:g} points)\n")
+    one, first = (_points(plan, discordance, seed_sd, comparisons) for comparisons in (1, plan.comparisons))
+    return (f"{plan.n:,} test items: the smallest difference that {', '.join(map(str, SEEDS))} seeds find four times "
+            f"in five, in points: {one} of one comparison alone; {first} of the first of {plan.comparisons} with the "
+            f"baseline (Holm's strictest level, {stats.LEVEL:g} / {plan.comparisons}). Two runs are taken to differ on "
+            f"{discordance:.0%} of the items, and seeds by a standard deviation of {100 * seed_sd:g} points\n")
+
+
+def _points(plan: Planned, discordance: float, seed_sd: float, comparisons: int) -> str:
+    return ", ".join(f"{100 * value:.2f}" for value in decides(plan.n, discordance, seed_sd, comparisons).values())
 
 
 def summary(plans: Sequence[Planned], device: Device, discordance: float, seed_sd: float) -> str:
     """One row a study, for the documents."""
-    head = ["study", "runs", "parameters", "FLOP", "memory, bytes", "disk, bytes", "time", "test items",
-            f"detectable with {', '.join(map(str, SEEDS))} seeds, points"]
+    head = ["study", "runs", "parameters", "FLOP", "memory, bytes", "disk, bytes", "time, at least", "test items",
+            f"detectable with {', '.join(map(str, SEEDS))} seeds, points", "as the first of those with the baseline"]
     return markdown([head, *(_study(plan, device, discordance, seed_sd) for plan in plans)])
 
 
 def joined(old: str, new: str) -> str:
-    """A table of studies with the rows of `new` in the place of those of the same study, others behind the old ones."""
-    head, rows = new.splitlines()[:2], {line.split("|")[1]: line for text in (old, new)
-                                        for line in text.splitlines()[2:]}
+    """A table of studies with the rows of `new` in the place of those of the same study, others behind the old ones.
+
+    Raises UserError where rows would be left that were written under another head.
+    """
+    head, (before, now) = new.splitlines()[:2], ({line.split("|")[1]: line for line in text.splitlines()[2:]}
+                                                 for text in (old, new))
+    if before.keys() - now.keys() and old.splitlines()[:1] != head[:1]:
+        raise UserError(f"the table has other columns; expected all of its studies at once: "
+                        f"{', '.join(name.strip() for name in before)}")
+    rows = before | now
     return "".join(f"{line}\n" for line in (*head, *rows.values()))
 
 
@@ -90,4 +104,11 @@ def _study(plan: Planned, device: Device, discordance: float, seed_sd: float) ->
             si(sum(costs.flops * row.count for row, costs in known)),
             si(max((costs.peak for _, costs in known), default=0)), si(disk),
             time(sum(device.hours(costs) * row.count for row, costs in known)), f"{plan.n:,}",
-            ", ".join(f"{100 * value:.2f}" for value in decides(plan.n, discordance, seed_sd).values())]
+            *_detectable(plan, discordance, seed_sd)]
+
+
+def _detectable(plan: Planned, discordance: float, seed_sd: float) -> tuple[str, str]:
+    if not plan.n:
+        return "", ""
+    return (_points(plan, discordance, seed_sd, 1),
+            f"{_points(plan, discordance, seed_sd, plan.comparisons)} ({plan.comparisons})")

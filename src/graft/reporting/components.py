@@ -75,14 +75,15 @@ def p_value(difference: float, seed_var: float, example_var: float, seeds: int) 
     return smallest if beyond(smallest) <= 0 else float(optimize.brentq(beyond, smallest, 1.0))
 
 
-def detectable(seed_var: float, example_var: float, seeds: int, power: float) -> float:
-    """The smallest true difference for which the interval excludes zero with this power, given the variances."""
+def detectable(seed_var: float, example_var: float, seeds: int, power: float, alpha: float = 0.05) -> float:
+    """The smallest true difference for which the interval of level 1 - alpha excludes zero with this power, given the
+    variances."""
     if seed_var + example_var == 0:
         return 0.0
     # The width is itself random through the estimated seed variance, V_seed * chi²/df: average over it.
     levels = (np.arange(500) + 0.5) / 500
     drawn = seed_var * (stats.chi2.ppf(levels, seeds - 1) / (seeds - 1) if seeds > 1 else np.zeros(1))
-    half, sd = half_width(drawn, example_var, seeds), math.sqrt(seed_var + example_var)
+    half, sd = half_width(drawn, example_var, seeds, alpha), math.sqrt(seed_var + example_var)
     found = lambda d: np.mean(stats.norm.sf((half - d) / sd) + stats.norm.cdf((-half - d) / sd))  # noqa: E731
     return float(optimize.brentq(lambda d: found(d) - power, 0.0, half.max() + 10 * sd))
 

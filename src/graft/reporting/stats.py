@@ -212,15 +212,17 @@ def decided(ci95: Sequence[float | None], p_adjusted: float) -> bool:
     return beyond_zero(ci95) and p_adjusted < LEVEL
 
 
-def detectable(n: int, discordant_rate: float, seeds: int, between_seed_sd: float, power: float = 0.8) -> float:
+def detectable(n: int, discordant_rate: float, seeds: int, between_seed_sd: float, power: float = 0.8,
+               comparisons: int = 1) -> float:
     """The smallest true difference that `paired_difference` finds (p < 0.05) with this power, for planning.
 
     `discordant_rate`: share of the n examples on which two checkpoints differ (all of it taken as a
     property of the examples, which is the careful side); `between_seed_sd`: standard deviation over seeds
-    of the per-seed difference, ignored with one seed.
+    of the per-seed difference, ignored with one seed. Of several `comparisons` Holm holds the smallest p to the level
+    0.05 / comparisons, which is taken here; the next ones are held to less.
     """
     seed_var = between_seed_sd**2 / seeds if seeds > 1 else 0.0
-    return components.detectable(seed_var, discordant_rate / n, seeds, power)
+    return components.detectable(seed_var, discordant_rate / n, seeds, power, LEVEL / comparisons)
 
 
 def verdict(claim_difference: float, ci95: tuple[float | None, float | None]) -> str:

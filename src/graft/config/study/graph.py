@@ -47,6 +47,7 @@ class Graph:
                 raise UserError(f"--set: {key} is given to every run by the study; use --{GIVEN[key][1]}, got {word!r}")
         self.splits = ["val"] if asked.smoke else study.splits
         self.left_out: dict[str, str] = {}
+        self.contexts: dict[str, Config] = {}  # what else the untrained model reads: icl.contexts, resolved
         self.layers = Layers(study, self.at, asked.set, asked.smoke)
         self.base = self.layers.source(study.base, "base")
         found = self._works() | self._teachers() | self._conditions()
@@ -127,7 +128,8 @@ class Graph:
             over = self.layers.sources(self.base, configs)[1:]
             own += ["--context", name, *(source.file for source in over)]
             places |= {source.file: source.place for source in over}
-            identity |= {f"context {name}": self.layers.resolve([*sources, *over], words).identity()["teacher"]}
+            self.contexts[name] = self.layers.resolve([*sources, *over], words)
+            identity |= {f"context {name}": self.contexts[name].identity()["teacher"]}
         words = [*words_of(sources), "--output", str(self.at / "icl.json"), *own, *words]
         return work("icl", self.at, "scripts/eval_icl.py", words, needs,
                     {**identity, "words": [places.get(word, word) for word in own]}, gpus="eval", config=cfg)
