@@ -54,8 +54,11 @@ TEACHER = ["teacher.name=context_lm", "teacher.shots=2", "teacher.k=8", "objecti
 @pytest.mark.parametrize(("where", "method", "words"), [
     (small, "baseline", IMAGES), (small, "ssl_teacher", [*IMAGES, "train.accumulate=2"]),
     (small_lm, "baseline", [*TEXT, "student.lora=false"]),
-    (small_lm, "distill", [*TEXT, *TEACHER]), (small_lm, "distill", [*TEXT, *TEACHER, "teacher.keep=hidden"])],
-    ids=["vit", "dino", "whole_lm", "lora_with_teacher", "lora_with_hidden_states"])
+    (small_lm, "distill", [*TEXT, *TEACHER]), (small_lm, "distill", [*TEXT, *TEACHER, "teacher.keep=hidden"]),
+    (small_lm, "distill", [*TEXT, *TEACHER, "teacher.serve=ema"]),
+    (small_lm, "distill", [*TEXT, *TEACHER, "teacher.targets=student", "evaluate.max_new_tokens=12",
+                           "objective=[{name: topk}]"])],
+    ids=["vit", "dino", "whole_lm", "lora_with_teacher", "lora_with_hidden_states", "ema_teacher", "own_answers"])
 def test_flops_and_memory_are_those_of_a_real_run(tmp_path, where, method, words):
     cfg = where.tiny(tmp_path / "counted", *words, "train.duration=1ep", method=method)
     plan = costs.of_run(cfg, data_of(cfg, Told()), {})

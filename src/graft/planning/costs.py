@@ -172,8 +172,8 @@ def _micro(cfg: Config, data: Data, models: Models, size: int, weights: tuple[fl
         return cost(steps.image_micro(cfg, data, models, size, weights), before)
     width = lengths.width if mean else lengths.widest
     context = math.ceil(lengths.context_width) if mean else lengths.longest_context
-    answers = _answers(lengths, size, width)
-    return cost(steps.text_micro(cfg, models, size, width, context, answers, weights), before)
+    said = math.ceil(size * lengths.answer) if data.trained else _answers(lengths, size, width)
+    return cost(steps.text_micro(cfg, models, size, width, context, said, weights), before)
 
 
 def _answers(lengths: Lengths, size: int, width: int) -> int:

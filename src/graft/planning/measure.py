@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers import masking_utils
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,19 @@ def state_of(*modules: nn.Module | None) -> Iterator[Tensor]:
             yield from module.buffers()
 
 
-def without_data() -> FakeTensorMode:
-    """Inside, tensors have a shape, a type and a place, and no data."""
-    return FakeTensorMode()
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Inside, tensors have a shape, a type and a place, and no data.
+
+    transformers looks into positions for several sequences in one row, and where there is nothing to be seen makes the
+    mask that those would need, (B, 1, T, T); here a row is one sequence, which needs none.
+    """
+    packed, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, lambda _: None
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        masking_utils.find_packed_sequence_indices = packed
 
 
 def emptied(module: nn.Module) -> nn.Module:
