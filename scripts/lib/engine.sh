@@ -179,21 +179,25 @@ _slots() { # GPUS: how many jobs that want so many run at a time
     if [[ $1 -eq 0 ]]; then echo "$SLOTS"; else echo $((GRAFT_GPUS / $1)); fi
 }
 
-_start() { # NAME: run its command on the next free devices
-    local name=$1 gpus=${GPUS_OF[$1]} slots at count log
-    slots=$(_slots "$gpus")
+_room_for() { # NAME: whether one more may run now
+    local slots
+    slots=$(_slots "${GPUS_OF[$1]}")
     if [[ "$slots" -lt 1 ]]; then
-        echo "error: $name: wants $gpus GPUs, which are more than there are" >&2
+        echo "error: $1: wants ${GPUS_OF[$1]} GPUs, which are more than there are" >&2
         stop_jobs
         exit 2
     fi
-    while [[ ${#JOB_OF[@]} -ge $slots ]]; do _reap; done
+    [[ ${#JOB_OF[@]} -lt $slots ]]
+}
+
+_start() { # NAME: run its command on the next free devices
+    local name=$1 at count log
     log=$(log_of "$name")
     mkdir -p "$(dirname "$log")"
     [[ ${KIND[$name]} != step ]] || : >"$log"  # it runs every time, and its log is read
     read -r at count <<<"${WORDS[$name]}"
     STATE[$name]=running
-    _in_background "$log" "$gpus" "${THREADS[$name]}" "${FIELDS[@]:at:count}" &
+    _in_background "$log" "${GPUS_OF[$name]}" "${THREADS[$name]}" "${FIELDS[@]:at:count}" &
     JOB_OF[$!]=$name
 }
 
@@ -226,8 +230,11 @@ run_jobs() {
                 lacks[$name]=$GONE
             elif [[ -n "$BLOCK" ]]; then
                 left=1
-            else
+            elif _room_for "$name"; then
                 _start "$name"
+            else
+                left=1
+                break # until a job has ended; then from the first again, for what that one made ready
             fi
         done
         [[ $left -eq 1 || ${#JOB_OF[@]} -gt 0 ]] || break
