@@ -300,6 +300,23 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert run_main(cfg) == rows and weights(cfg.run_dir) == before
 
 
+def test_a_finished_run_needs_no_optimizer(tmp_path):
+    """Its last checkpoint may be without; the one before, to which a damaged last one falls back, never is."""
+    def trained(name: str, kept: str) -> bytes:
+        run_main(tiny(tmp_path / name, "train.duration=4st", "train.checkpoint_every=2st",
+                      f"train.keep_optimizer={kept}"))
+        return (tmp_path / name / "seed0/checkpoint-4/model.safetensors").read_bytes()
+
+    whole = trained("a", "true")
+    assert trained("b", "false") == whole
+    sizes = {(name, step): (tmp_path / f"{name}/seed0/checkpoint-{step}/optim.pt").stat().st_size
+             for name in "ab" for step in (2, 4)}
+    assert sizes["b", 4] < 2000 < sizes["b", 2] == sizes["a", 2] == sizes["a", 4]
+    assert trained("b", "false") == whole  # done: nothing happens
+    damage(tmp_path / "b/seed0/checkpoint-4/model.safetensors", "flip")
+    assert trained("b", "false") == whole
+
+
 def test_log_has_every_step_once_after_a_resume(tmp_path):
     cfg = tiny(tmp_path / "x", *EVERYTHING, "train.duration=9st")
     process = start(cfg)

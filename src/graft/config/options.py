@@ -102,6 +102,9 @@ class Train:
                                 "a resumed run is the run that was not interrupted"] = "5ep"
     keep: Annotated[int, ">= 2", "checkpoints kept (the best on validation is kept besides)",
                     "the last one is scored, and the best one is never removed"] = 2
+    keep_optimizer: Annotated[bool, "", "its state is in a run's last checkpoint, too; false: a third of the bytes "
+                              "where all weights are trained, and nothing is lost, for that run is done",
+                              "nothing goes on from the last checkpoint", "2026-11"] = True
     stop_after: Annotated[int, ">= 0", "early stopping: evaluations without a better validation loss; 0: never"] = 0
     min_delta: Annotated[float, ">= 0", "what counts as better"] = 0.0
     log_every: Annotated[int, ">= 1", "optimizer steps between lines of metrics.jsonl",

@@ -128,12 +128,13 @@ def _costs(cfg: Config, data: Data, models: Models, trained: list[nn.Parameter],
     own = size_of(trained) if data.lengths else size_of(state_of(models.student))
     one = own + average + followed + optimizer + (0 if data.lengths else size_of(state_of(models.objective)))
     kept = min(cfg.train.keep, max(got["saved"], 1)) + (got["saved"] > cfg.train.keep)
+    saved = one * kept - (0 if cfg.train.keep_optimizer else optimizer)
     logits = 0 if not data.lengths else 4 * min(
         max(LOGITS_AT_ONCE, models.student.head.vocabulary),
         math.ceil(got["micro"] * (data.trained or data.lengths).answer) * models.student.head.vocabulary)
     notes = [ANSWERS] * answers_itself(cfg) + [data.note] * bool(data.note)
     return Costs(sum(p.numel() for p in models.student.parameters()), sum(p.numel() for p in trained), got["steps"],
-                 got["step"], got["flops"], memory, logits, got["cache"], one * kept, cfg.train.precision == "bf16",
+                 got["step"], got["flops"], memory, logits, got["cache"], saved, cfg.train.precision == "bf16",
                  tuple(notes), _cache_of(cfg, models) if got["cache"] else "")
 
 

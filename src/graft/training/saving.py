@@ -61,7 +61,8 @@ class Saver:
             self.code_changes = [*self.code_changes, {"step": info["step"], "files": changed}]
         for stem, module in self.modules.items():
             module.load_state_dict(parted(tensors[stem], module.state_dict()))
-        self.optimizer.load_state_dict(parted_optimizer(optimizer, self.optimizer))
+        if not info["final"]:  # a run that is done may be without
+            self.optimizer.load_state_dict(parted_optimizer(optimizer, self.optimizer))
         return info
 
     def _origin(self) -> dict[str, Any]:
@@ -91,7 +92,8 @@ class Saver:
         main = self.place.main
         if main or self.place.sharded:
             tensors = {stem: gathered(module.state_dict(), main) for stem, module in self.modules.items()}
-            optimizer = gathered(self.optimizer.state_dict(), main)
+            needed = not final or self.config.train.keep_optimizer
+            optimizer = gathered(self.optimizer.state_dict(), main) if needed else {}
 
         def write() -> str:
             info = {**progress, "final": final, "world_size": self.place.world, "config_sha256": self.config.sha256,
