@@ -187,8 +187,8 @@ def test_keys_without_influence_on_the_result_are_no_part_of_the_run():
                                "train.trackers=[wandb]", "train.checkpoint_every=1ep", "resume=never", "output_dir=x"])
     assert config.difference(one, two) == [] and one.sha256 == two.sha256
     fields = {key: field for cls in options.SECTIONS.values() for key, field in schema.dataclass_fields(cls).items()}
-    assert {key for key, field in fields.items() if field.same} == {"workers", "keep", "log_every", "tensorboard",
-                                                                    "trackers", "checkpoint_every"}
+    assert {key for key, field in fields.items() if field.same} == {
+        "workers", "keep", "keep_optimizer", "log_every", "tensorboard", "trackers", "checkpoint_every"}
     roots = [config.load([BASE], ["task.name=imagefolder", f"task.root={root}"]).sha256 for root in "ab"]
     assert roots[0] == roots[1]
 

@@ -416,7 +416,7 @@ def test_what_else_a_teacher_reads_is_a_reference_too(place, study, tmp_path, mo
     wider = tmp_path / "wider.yaml"
     wider.write_text("task: {val_fraction: 0.3}\n")
     for words, said in [(["bare"], "bare: teacher.name: expected context_lm, got none"),
-                        (["4shot", str(told)], "not such as 4shot, got '4shot'"),
+                        (["4shot", str(told)], "not such as 4shot, once, got '4shot'"),
                         (["wide", str(wider)], "changes task; expected a teacher alone")]:
         with pytest.raises(UserError, match=said):
             few_shot(place, tmp_path / "x.json", monkeypatch, "--shots", "0", "--context", *words)

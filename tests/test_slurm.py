@@ -152,8 +152,9 @@ def test_whatever_stops_a_run_it_ends_as_if_nothing_had(slurm):
 
     pairs = slurm.submit("long.yaml", "--only", "pair", "pair_signal", QUEUE_PROCESSES="2")
     jobs = slurm.submit("long.yaml", "--only", "limit", "baseline", QUEUE_SIGNAL="115")
+    # two at once on one machine, each with a port of its own
+    slurm.wait(lambda: [slurm.states()[f"{name}/seed0"] for name in ("pair", "pair_signal")] == ["RUNNING"] * 2)
     slurm.wait(going("pair_signal/seed0"))
-    assert slurm.states()["pair/seed0"] == "RUNNING", "two at once on one machine, each with a port of its own"
     slurm("scancel", "--signal=USR1", pairs["pair_signal/seed0"])
     # Slurm looks at time limits every 30 seconds; the run is held until it does, to be in its middle on any machine.
     slurm.wait(going("limit/seed0"))
