@@ -1,8 +1,8 @@
 """What language studies will cost: answers, contexts, teachers that read along, models inside larger ones."""
 
+import gc
 from contextlib import nullcontext
 
-import gc
 import pytest
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
