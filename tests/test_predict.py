@@ -269,6 +269,15 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
         call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "nope", "--output", tmp_path / "x.json")
 
 
+def test_robustness_of_other_images_is_not_put_beside(monkeypatch, runs, tmp_path):
+    base = shutil.copytree(runs, tmp_path / "study")
+    run_main(tiny(base / "other", "task.split_seed=1"))
+    words = ("--base_dir", base, "--split", "val", "--images", 8, "--output", tmp_path / "x.json", "--conditions")
+    call(monkeypatch, eval_robustness, *words, "vit")
+    with pytest.raises(UserError, match="other/seed0: has other val data than the runs before it"):
+        call(monkeypatch, eval_robustness, *words, "vit", "other")
+
+
 def test_mirror_images_are_averaged_only_where_training_mirrored(tmp_path):
     assert not rebuild.mirrors(tiny(tmp_path))
     assert rebuild.mirrors(tiny(tmp_path, "augment=[{name: flip}]"))
