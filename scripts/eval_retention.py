@@ -56,15 +56,14 @@ def main() -> None:
                 raise
             tqdm.write(f"left out {name}: {error}")
             continue
+        first = first or runs[0][1]
         for _, run in runs:
             if not run.config.reads_text:
                 raise UserError(f"{run.folder}: was trained on images; retention is of language models")
-            evaluator.tasks.of(run, ["test"])
-        first = first or runs[0][1]
-        for folder, run in runs:
             if (base := run.config.student.args["model"]) != (known := first.config.student.args["model"]):
-                raise UserError(f"{folder}: starts from {base}, {first.folder} from {known}; expected conditions of "
-                                "one untrained model")
+                raise UserError(f"{run.folder}: starts from {base}, {first.folder} from {known}; expected conditions "
+                                "of one untrained model")
+            evaluator.tasks.of(run, ["test"])
         found[name] = [evaluator.run(folder, run.config, evaluator.probes(run.config))
                        for folder, run in tqdm(runs, desc=name, leave=False)]
     if first is None:

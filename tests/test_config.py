@@ -123,6 +123,11 @@ def test_bad_config_is_one_line_with_file_and_key(tmp_path, text, key, says):
     assert len(message) < 600
 
 
+def test_a_word_that_a_study_would_have_is_an_unknown_key():
+    with pytest.raises(UserError, match="command line: conditions: unknown key"):
+        config.load([BASE], ["conditions=x"])
+
+
 def test_there_are_enough_bad_configs():
     assert len(BAD_FILES) >= 40
 

@@ -57,9 +57,6 @@ class Dino(nn.Module):
             target = self.teacher_head(teacher_GBD)
         per_image = dino_loss(self.head(student_VBD), target, self.center, self.ssl.student_temp, self.ssl.teacher_temp)
         mean = target.float().mean((0, 1))
-        if dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
         loss = per_image.sum() / window
         # log K is the entropy of a collapsed, uniform teacher; 0 that of one that always gives the same answer.
         log_p = ((target.float() - self.center) / self.ssl.teacher_temp).log_softmax(-1)
@@ -67,6 +64,9 @@ class Dino(nn.Module):
         entropy = -(log_p.exp() * log_p).sum(-1).mean() * share
         self.mean, self.share = self.mean + share * mean, self.share + share
         if self.share > 1 - 1e-6:
+            if dist.is_initialized():
+                dist.all_reduce(self.mean)
+                self.mean /= dist.get_world_size()
             self.center.lerp_(self.mean, 1 - self.ssl.center_momentum)
             self.mean, self.share = 0.0, 0.0
         return loss, {"dino": loss.detach(), "teacher_entropy": entropy}

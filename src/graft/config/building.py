@@ -39,10 +39,18 @@ def merge(files: Iterable[str | Path | tuple[str, dict]], overrides: Iterable[st
     """
     merged = Merge()
     for file in files:
-        merged.add(*(file if isinstance(file, tuple) else (str(file), read(file))))
+        merged.add(*(file if isinstance(file, tuple) else (str(file), _of_a_run(file))))
     merged.add(COMMAND_LINE, dotlist(overrides))
     merged.add(COMMAND_LINE, scalars)
     return _complete(merged), merged.origin
+
+
+def _of_a_run(file: str | Path) -> dict[str, Any]:
+    """What a file holds. Raises UserError for a study's, beside which configurations lie."""
+    data = read(file)
+    if "study" in data or "conditions" in data:
+        raise UserError(f"{file}: is a study, not a configuration of one run; bash scripts/study.sh {file}")
+    return data
 
 
 def _complete(merge: Merge) -> Config:

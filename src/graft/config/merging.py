@@ -23,8 +23,6 @@ class Merge:
 
     def add(self, source: str, data: dict[str, Any]) -> None:
         self.sources.append(source)
-        if "study" in data or "conditions" in data:
-            raise UserError(f"{source}: is a study, not a configuration of one run; bash scripts/study.sh {source}")
         for key, value in data.items():
             if key in SECTIONS:
                 self._section(source, key, value)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from graft.errors import UserError
-from graft.reporting import components, disagreements, reading, stats, tables
+from graft.reporting import components, disagreements, reading, results, stats, tables
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _compare(first: Side, other: Side, name: str, split: str) -> dict[str, Any]:
         why = f"another {split} split"
     elif any(len(rows) < len(own) for rows, own in zip(frames, runs)):
         why = "rows are missing"
-    elif not _same_items([*frames[0].values(), *frames[1].values()]):
+    elif not results.same_items([*frames[0].values(), *frames[1].values()]):
         why = "other items"
     if why:
         found = unpaired_difference(*runs)
@@ -124,12 +124,6 @@ def _compare(first: Side, other: Side, name: str, split: str) -> dict[str, Any]:
     shas = [[run["checkpoint_sha256"] for run in own] for own in runs]
     return {**{key: found[key] for key in keys if key in found}, **means, "paired": not why, "why_not": why,
             "same_checkpoints": shas[0] == shas[1]}
-
-
-def _same_items(frames: list[pd.DataFrame]) -> bool:
-    truth = ["index", "gold" if "gold" in frames[0] else "label"]
-    return all(set(truth) <= set(frame) and len(frame) == len(frames[0]) and frame[truth].equals(frames[0][truth])
-               for frame in frames)
 
 
 def _fingerprint(side: Side, split: str) -> str:

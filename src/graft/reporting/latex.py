@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+from graft.reporting import stats
+
 
 def escape(text: Any) -> str:
     """Plain text for LaTeX."""
@@ -70,11 +72,12 @@ def findings(compared: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
 
 
 def _outcome(versus: dict[str, Any]) -> str:
-    low, high = versus["ci95"]
-    if low is None or high is None:
+    if None in versus["ci95"]:
         return ""
     if versus["scope"] == "examples":
         return "checkpoints"
-    if low <= 0 <= high:
+    if not stats.beyond_zero(versus["ci95"]):
         return "zero"
-    return "family" if versus["p_holm"] >= 0.05 else "more" if low > 0 else "less"
+    if not stats.decided(versus["ci95"], versus["p_holm"]):
+        return "family"
+    return "more" if versus["ci95"][0] > 0 else "less"

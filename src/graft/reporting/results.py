@@ -70,6 +70,13 @@ def example_rows(path: str | Path) -> pd.DataFrame:
     return frame.sort_values("index", ignore_index=True)
 
 
+def same_items(frames: list[pd.DataFrame]) -> bool:
+    """Whether rows of runs are of the same items with the same right answers, in one order."""
+    truth = ["index", "gold" if "gold" in frames[0] else "label"]
+    return all(set(truth) <= set(frame) and len(frame) == len(frames[0]) and frame[truth].equals(frames[0][truth])
+               for frame in frames)
+
+
 def share(hits: np.ndarray | pd.Series) -> dict[str, Any]:
     """The share of `hits` (N,) bool that are true, with count and Wilson interval."""
     count, n = int(hits.sum()), len(hits)

@@ -24,16 +24,15 @@ def assemble(study: str, data: dict[str, Any], conditions: dict[str, Runs], untr
     difference to the untrained model over all questions of `others` with the most worked examples, and `kl`, on the
     plain text.
     """
-    reference, questions = _rows([untrained], base_dir)
-    asked = {key: items for key, (items,) in questions.items()}
-    read = {name: _rows(runs, base_dir) for name, runs in conditions.items()}
-    for (name, (_, theirs)), (probe, shots) in itertools.product(read.items(), asked):
-        if not all(asked[probe, shots].equals(items) for items in theirs[probe, shots]):
+    before = _frames([untrained], base_dir)
+    after = {name: _frames(runs, base_dir) for name, runs in conditions.items()}
+    for (name, theirs), (probe, shots) in itertools.product(after.items(), before):
+        if not results.same_items([*before[probe, shots], *theirs[probe, shots]]):
             raise UserError(f"{base_dir}: {name}: {probe}, {shots} shots: asks other questions than the untrained "
                             f"model of {next(iter(conditions))}; expected conditions of one task")
-    found = {}
+    reference, found = _right(before), {}
     for name, runs in conditions.items():
-        rows, _ = read[name]
+        rows = _right(after[name])
         probes = {probe: {"shots": {shots: _of_shots(runs, probe, shots, rows, reference)
                                     for shots in runs[0]["probes"][probe]},
                           "kl": _mean([run["kl"][probe] for run in runs])} for probe in runs[0]["probes"]}
@@ -52,14 +51,15 @@ def assemble(study: str, data: dict[str, Any], conditions: dict[str, Runs], untr
             "others": list(others), "order": list(found), "conditions": found, "untrained": {"probes": own}}
 
 
-def _rows(runs: Runs, base_dir: Path) -> tuple[dict[Asked, np.ndarray], dict[Asked, list[pd.DataFrame]]]:
-    """By probe and number of worked examples right or wrong, (S, N) bool, and each run's questions."""
-    right, items = {}, {}
-    for probe, shots in [(probe, shots) for probe, asked in runs[0]["probes"].items() for shots in asked]:
-        frames = [results.example_rows(base_dir / run["probes"][probe][shots]["examples"]) for run in runs]
-        items[probe, shots] = [frame[["index", "gold"]] for frame in frames]
-        right[probe, shots] = np.stack([frame["correct"].to_numpy() for frame in frames])
-    return right, items
+def _frames(runs: Runs, base_dir: Path) -> dict[Asked, list[pd.DataFrame]]:
+    """The rows of each run."""
+    return {(probe, shots): [results.example_rows(base_dir / run["probes"][probe][shots]["examples"]) for run in runs]
+            for probe, asked in runs[0]["probes"].items() for shots in asked}
+
+
+def _right(frames: dict[Asked, list[pd.DataFrame]]) -> dict[Asked, np.ndarray]:
+    """Right or wrong, (S, N) bool."""
+    return {asked: np.stack([frame["correct"].to_numpy() for frame in own]) for asked, own in frames.items()}
 
 
 def _of_shots(runs: Runs, probe: str, shots: str, rows: dict[Asked, np.ndarray],
