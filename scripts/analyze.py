@@ -31,13 +31,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, measure, write."""
     options = arguments()  # before torch is imported
-    from graft.evaluation.forensics import SCHEMA_VERSION, describe, entry, make_runs
+    from graft.evaluation.forensics import SCHEMA_VERSION, curve, describe, entry, make_runs
     from graft.reporting import results
     from graft.runtime.provenance import code_sha
 
     runs = make_runs(options, options.metrics, options.hessian_images)
     cfg, student, info = runs.student(options.run)
     found, _ = entry(runs, cfg, student, info)
+    if "hessian" in options.metrics:
+        found["hessian"] = curve(runs, cfg, student)
     results.write_json(options.output, {"schema_version": SCHEMA_VERSION, "run": str(options.run),
                                         "code_sha": code_sha(), "data": describe(runs, cfg), **found})
     for key in ("avg_attention_distance", "avg_relative_distance", "collapsed_heads_ratio_relative", "avg_entropy"):

@@ -4,8 +4,9 @@
         --cnn distill --ssl ss_distill --output experiments/demo/forensics.json
 
 Every model sees the same images. References stand beside the numbers: uniform attention, and the students as their
-seeds initialised them. `--hessian N` adds the curvature on N images, `--results` the accuracies; the original's claims
-come out as supported, contradicted or undecided. A minute on two CPU cores for the demo without `--hessian`.
+seeds initialised them. `--hessian N` adds the curvature on N images: of each run of the conditions that claims are
+about the Hessian's trace, of each one's first run its spectrum too. `--results` adds the accuracies; the original's
+claims come out as supported, contradicted or undecided. A minute on two CPU cores for the demo without `--hessian`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.config import script_options
+from graft.config.study.options import claimed
 from graft.errors import UserError, exit_cleanly
 
 
@@ -49,13 +51,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--doses", nargs="+", default=[], metavar="CONDITION", help="those that impose an attention "
                         "distance, the most local one first: is the CNN's effect what they predict?")
     parser.add_argument("--hessian", type=int, default=0, metavar="N", help="curvature on N images; 0: none")
+    parser.add_argument("--hessian_conditions", nargs="+", default=[], metavar="CONDITION",
+                        help="of these alone; default: the roles and --doses, of all where there is no role")
     parser.add_argument("--results", type=Path, help="results.json of the same study, for the claim about accuracy")
     parser.add_argument("--margin", type=float, default=0.01, help="accuracies this close count as equal")
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
     script_options.add_analysis(parser)
     options = parser.parse_args()
     script_options.at_least(options, images=1, cka_images=1, hessian=0, batch_size=1)
-    named = [("cnn", options.cnn), ("ssl", options.ssl), *(("doses", name) for name in options.doses)]
+    named = [("cnn", options.cnn), ("ssl", options.ssl), *(("doses", name) for name in options.doses),
+             *(("hessian_conditions", name) for name in options.hessian_conditions)]
     for flag, name in named:
         if name not in ("", *options.conditions):
             raise UserError(f"--{flag}: {name} is not among --conditions")
@@ -74,11 +79,14 @@ def main() -> None:
     from graft.evaluation.rebuild import runs_of
     from graft.reporting import results
 
+    named = {"cnn": options.cnn, "baseline": options.baseline, "ssl": options.ssl}
+    curved = options.hessian_conditions or claimed(options.conditions, {r: n for r, n in named.items() if n},
+                                                   options.doses)
     runs = make_runs(options, ["attention", "cka", *(["hessian"] if options.hessian else [])], options.hessian)
     conditions: dict[str, Condition] = {}
     for name in tqdm(options.conditions, desc="analysing", disable=None):
         try:
-            conditions[name] = measure(runs, runs_of(options.base_dir, name))
+            conditions[name] = measure(runs, runs_of(options.base_dir, name), options.hessian > 0 and name in curved)
         except UserError as error:
             if not options.allow_missing:
                 raise
@@ -86,7 +94,6 @@ def main() -> None:
     if not conditions:
         raise UserError(f"{options.base_dir}: none of the conditions could be analysed")
     check_same_data(runs, conditions)
-    named = {"cnn": options.cnn, "baseline": options.baseline, "ssl": options.ssl}
     roles = {role: name for role, name in named.items() if name in conditions}
     doses = [name for name in options.doses if name in conditions]
     forensics = assemble(runs, conditions, options.base_dir, roles, options.results, options.margin, doses)

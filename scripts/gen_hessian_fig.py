@@ -2,7 +2,7 @@
 
     python scripts/gen_hessian_fig.py --forensics experiments/demo/forensics.json --out assets
 
-Needs a forensics.json that was written with --hessian.
+Needs a forensics.json that was written with --hessian; draws the runs whose spectrum it has.
 """
 
 from typing import Any
@@ -14,10 +14,14 @@ from graft.reporting import figures, results
 
 
 def measured(content: dict[str, Any], asked: list[str] | None, where: str, allow_missing: bool) -> list[str]:
-    """The conditions to draw whose every run has a spectrum; one without is missing like one that is not there."""
-    present = [name for name, condition in content["conditions"].items()
-               if all("spectrum" in run.get("hessian", {}) for run in condition["runs"])]
+    """The conditions to draw of which a run has a spectrum; one without is missing like one that is not there."""
+    present = [name for name, condition in content["conditions"].items() if spectra(condition)]
     return figures.choose(asked or list(content["conditions"]), present, f"{where}: Hessian spectrum", allow_missing)
+
+
+def spectra(condition: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that have one."""
+    return [run for run in condition["runs"] if "spectrum" in run.get("hessian", {})]
 
 
 def densities(condition: str, runs: list[dict[str, Any]]) -> pd.DataFrame:
@@ -63,7 +67,7 @@ def main() -> None:
                              help="a forensics.json, written with --hessian").parse_args()
     content = results.read_forensics(args.forensics)
     chosen = measured(content, args.conditions, args.forensics, args.allow_missing)
-    runs = {name: content["conditions"][name]["runs"] for name in chosen}
+    runs = {name: spectra(content["conditions"][name]) for name in chosen}
     table = pd.concat([densities(name, own) for name, own in runs.items()])
     images = {run["hessian"]["n"] for own in runs.values() for run in own}
     if len(images) > 1:

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from graft.config.study.options import claimed
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import comparisons, reading, results, shapes, tables
 from graft.reporting.gains import gains, run_name
@@ -20,7 +21,6 @@ from graft.reporting.latex import code, escape, findings, interval, number, tabu
 from graft.runtime.files import write_text
 
 SPLIT = "test"
-FEW = 8  # as many conditions have room in one figure
 FORENSICS = {  # column: (key of the summary, its reference under uniform attention, decimals)
     "distance, patches": ("avg_attention_distance", "mean_distance", 3),
     "relative": ("avg_relative_distance", None, 3),
@@ -127,14 +127,6 @@ def efficiency_table(content: dict[str, Any]) -> str:
     return tabular(["condition", "teacher", r"its acc., \%", r"ratio, \%", r"gap, \%"], rows, "llrrr")
 
 
-def central(forensics: dict[str, Any]) -> list[str]:
-    """The conditions that figures of forensics show: all, or of many those that claims are about."""
-    if len(forensics["conditions"]) <= FEW:
-        return list(forensics["conditions"])
-    claimed = {*forensics["roles"].values(), *(dose["condition"] for dose in forensics.get("imposed", ()))}
-    return [name for name in forensics["conditions"] if name in claimed]
-
-
 def forensics_table(forensics: dict[str, Any], content: dict[str, Any]) -> str:
     """Attention and curvature of each condition, of untrained students and of uniform attention."""
     columns = {name: spec for name, spec in FORENSICS.items() if spec[0] != "hessian_trace" or _has_trace(forensics)}
@@ -231,10 +223,12 @@ def main() -> None:
     path = args.language and args.language / "results.json"
     files |= language(results.read_results(path), str(path)) if path else {
         "language": "\\newif\\iflanguage\\languagefalse\n\\newif\\ifretention\\retentionfalse\n"}
+    central = claimed(forensics["conditions"], forensics["roles"],
+                      [dose["condition"] for dose in forensics.get("imposed", ())])
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_text(args.out / f"{name}.tex", text)
-    write_text(args.out / "central.txt", "\n".join(central(forensics)) + "\n")
+    write_text(args.out / "central.txt", "\n".join(central) + "\n")
     print(f"wrote {', '.join(f'{name}.tex' for name in files)} to {args.out}")
 
 

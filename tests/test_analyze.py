@@ -88,6 +88,23 @@ def test_forensics_of_a_study(study, tmp_path, monkeypatch, capsys):
     assert "| (uniform) | | 4.136 | 1 | 4.159 |" in out and "sharper_minima: cnn > baseline > ssl" in out
 
 
+def test_curvature_is_of_what_claims_are_about(study, tmp_path, monkeypatch):
+    found = locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "distill", "coarse", "--cnn", "distill",
+                     "--hessian", 4)
+    runs = {name: condition["runs"] for name, condition in found["conditions"].items()}
+    assert [["hessian" in run for run in runs[name]] for name in found["order"]] == [[True] * 2, [True] * 2, [False]]
+    assert [["spectrum" in run["hessian"] for run in runs[name]] for name in ("baseline", "distill")] == [
+        [True, False]] * 2
+    assert set(runs["distill"][1]["hessian"]) == set(runs["distill"][0]["hessian"]) - {
+        "spectrum", "eigenvalues", "min_eigenvalue"}
+    assert ["hessian_trace" in found["conditions"][name]["summary"] for name in found["order"]] == [True, True, False]
+    asked = locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "coarse", "--hessian", 4,
+                     "--hessian_conditions", "coarse")["conditions"]
+    assert [["hessian" in run for run in asked[name]["runs"]] for name in asked] == [[False] * 2, [True]]
+    with pytest.raises(UserError, match="--hessian_conditions: cnn is not among --conditions"):
+        locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--hessian_conditions", "cnn")
+
+
 class Stop(Exception):
     """Raised where a run would begin to train."""
 

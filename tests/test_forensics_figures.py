@@ -222,6 +222,10 @@ def test_hessian_density_and_missing_curvature(draw, content):
     curve = own[own["kind"] == "density"]
     assert list(curve["density"]) == pytest.approx(np.exp(-np.linspace(-3, 30, 30)**2), rel=1e-4, abs=1e-300)
     assert list(own[own["kind"] == "top"]["eigenvalue"]) == [30, 15]
+    for other in content["conditions"]["distill"]["runs"][1:]:
+        del other["hessian"]["spectrum"]
+    drawn = read(draw(gen_hessian_fig), "hessian_spectrum")
+    assert set(drawn[drawn["condition"] == "distill"]["seed"]) == {0}  # the runs that have one
     del content["conditions"]["one"]["runs"][0]["hessian"]
     with pytest.raises(UserError, match="Hessian spectrum: no one; there are: baseline, distill"):
         draw(gen_hessian_fig)

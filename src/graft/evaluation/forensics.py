@@ -105,15 +105,16 @@ def compare(runs: Runs, cfg: Config, first: nn.Module, second: nn.Module) -> dic
     return similarity.cka(first, second, runs.images(cfg, runs.settings.cka_images), kernel=runs.settings.kernel)
 
 
-def curve(runs: Runs, cfg: Config, student: nn.Module) -> dict[str, Any]:
-    """Curvature of the loss at a student."""
+def curve(runs: Runs, cfg: Config, student: nn.Module, spectrum: bool = True) -> dict[str, Any]:
+    """Curvature of the loss at a student; its trace alone, a third of the work, without the `spectrum`."""
     from graft.probes import curvature  # its library takes seconds to import
     images, labels = runs.labelled(cfg, runs.settings.hessian_images)
-    return curvature.analyse(student, images, labels, batch_size=runs.settings.batch_size)
+    more = {} if spectrum else {"top": 0, "steps": 0}
+    return curvature.analyse(student, images, labels, batch_size=runs.settings.batch_size, **more)
 
 
 def entry(runs: Runs, cfg: Config, student: nn.Module, info: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """All that is asked for of one run, and each image's attention distance (n,) or None."""
+    """All that is asked for of one run but curvature, and each image's attention distance (n,) or None."""
     metrics = runs.settings.metrics
     found: dict[str, Any] = {"seed": cfg.seed, "step": info["step"], "weights": info["weights"],
                              "checkpoint_sha256": info["sha256"], "other_data": info["other_data"]}
@@ -126,8 +127,6 @@ def entry(runs: Runs, cfg: Config, student: nn.Module, info: dict[str, Any]) -> 
         teacher = runs.teacher(cfg)
         found["cka"] = {"self": compare(runs, cfg, student, student),
                         "teacher": None if teacher is None else compare(runs, cfg, student, teacher)}
-    if "hessian" in metrics:
-        found["hessian"] = curve(runs, cfg, student)
     return found, distance
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from graft import __version__
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.evaluation.forensics import SCHEMA_VERSION, Runs, compare, describe, entry, look
+from graft.evaluation.forensics import SCHEMA_VERSION, Runs, compare, curve, describe, entry, look
 from graft.evaluation.rebuild import runs_of
 from graft.probes import attention, hypotheses, mediation
 from graft.reporting import reading, results, stats
@@ -42,12 +42,14 @@ class Condition:
         return found
 
 
-def measure(runs: Runs, folders: list[Path]) -> Condition:
-    """All runs of a condition."""
+def measure(runs: Runs, folders: list[Path], curvature: bool) -> Condition:
+    """All runs of a condition; with `curvature` the Hessian's trace of each and the spectrum of the first."""
     condition = Condition()
     for folder in folders:
         cfg, student, info = runs.student(folder)
         found, distance = entry(runs, cfg, student, info)
+        if curvature:
+            found["hessian"] = curve(runs, cfg, student, spectrum=not condition.entries)
         condition.configs.append(cfg)
         condition.entries.append(found)
         condition.distance[cfg.seed] = distance

@@ -74,7 +74,7 @@ ROBUSTNESS = {
 
 CKA = {"n": Count(), "layers_1": [str], "layers_2": [str], "cka": [[MAYBE]], "null": {"max_abs": MAYBE}}
 HESSIAN = {
-    "n": Count(1), "parameters": Count(1), "spectrum": {"eigenvalue": [NUMBER], "density": [NUMBER]},
+    "n": Count(1), "parameters": Count(1), "spectrum?": {"eigenvalue": [NUMBER], "density": [NUMBER]},
     "trace": {"value": NUMBER, "standard_error": NUMBER}, "eigenvalues?": {"values": [NUMBER]}}
 SEEN = {
     "seed": int, "grid": [Count(1), Count(1)], "layer_distance": [NUMBER], "avg_cls_dispersion": MAYBE,

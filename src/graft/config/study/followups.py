@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from graft.config.study.graph import Graph
 from graft.config.study.job import Job
+from graft.config.study.options import claimed
 
 CURVES = ("--keys", "train/ce", "train/topk", "val/nll", "--band", "ci95", "--name", "losses")
 # figure -> script, what it reads
@@ -76,10 +77,12 @@ def _robustness(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job
                   "--split", graph.splits[-1], "--output", str(graph.at / "robustness.json")], gpus="work")]
 
 
+def _roles(graph: Graph) -> dict[str, str]:
+    return {"baseline": graph.study.baseline, **graph.study.roles}
+
+
 def _forensics(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
-    roles = {"baseline": graph.study.baseline, **graph.study.roles}
-    roles = {role: name for role, name in roles.items() if name in conditions}
-    words = [word for role, name in roles.items() for word in (f"--{role}", name)]
+    words = [word for role, name in _roles(graph).items() if name in conditions for word in (f"--{role}", name)]
     doses = [name for name in graph.study.doses if name in conditions]
     words += ["--doses", *doses] if len(doses) > 1 else []
     return [_step(graph, "forensics", "analyze_locality",
@@ -95,13 +98,6 @@ def _retention(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]
                   gpus="eval")]
 
 
-def _central(graph: Graph, conditions: Sequence[str]) -> list[str]:
-    """The conditions that the forensics' claims are about; all where there are no claims."""
-    study = graph.study
-    claimed = [name for name in (*study.roles.values(), *study.doses) if name in conditions]
-    return [*dict.fromkeys([study.baseline, *claimed])] if claimed else [*conditions]
-
-
 def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
     found = []
     for name in graph.study.figures:
@@ -112,7 +108,7 @@ def _figures(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
             words = [flag, str(graph.at / f"{source}.json")]
         words += ["--results", str(graph.at / "results.json")] if source == "retention" else []
         if source in ("forensics", "robustness") and name != "dose":  # of all arms these would show nothing
-            words += ["--conditions", *_central(graph, conditions)]
+            words += ["--conditions", *claimed(conditions, _roles(graph), graph.study.doses)]
         words += ["--out", str(graph.at / "figures"), *(CURVES if name == "losses" else ())]
         words += ["--split", graph.splits[-1]] if name in SCORED else []
         needs = [{"results": "scores"}.get(source, source)] if source else []

@@ -1,5 +1,6 @@
 """What the file of a study may say: every key, its type and meaning. `graft.config.study` reads and checks it."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,6 +12,12 @@ FIGURES = ("accuracy", "forest", "ablation", "checkpoint", "teacher", "curves", 
            "forensics", "hessian", "dose", "reliability", "confusion", "roc", "retention", "gap")
 GIVEN = {"seed": ("seeds", "seeds"), "output_dir": ("study", "name")}  # of a run -> what says it: study's key, option
 ROLES = ("baseline", "cnn", "ssl")
+
+
+def claimed(conditions: Iterable[str], roles: Mapping[str, str], doses: Iterable[str]) -> list[str]:
+    """The conditions that the forensics' claims are about, in their order; all where there are no claims."""
+    about = {*doses, *(name for role, name in roles.items() if role != "baseline")}
+    return [name for name in conditions if not about or name in {*about, roles.get("baseline")}]
 
 
 @dataclass(frozen=True)
