@@ -78,7 +78,7 @@ def test_features_follow_from_layers_and_tokens():
     assert objective.student_features == ("patch.3", "patch.6", "patch.final", "cls.2")
     assert objective.teacher_features == ("patch.5", "patch.11", "patch.6", "patch.final", "cls.2")
     assert [built.name for built in objective.terms] == ["cka", "token", "correlation", "cka#2"]
-    assert objective.needs_geometry and objective.student_grid == (4, 4)
+    assert objective.student_grid == (4, 4)
 
 
 def test_switching_a_term_off_does_not_rename_the_others():
@@ -89,9 +89,8 @@ def test_labels_alone_need_no_teacher():
     terms = (term("ce"), term("kd", weight=0.0), term("cka", weight=0.0, layers=[99]))
     objective = Objective(terms, Model(24, trainable=True), None, seed=0)
     assert objective.student_features == objective.teacher_features == ()
-    assert not needs_teacher(terms) and not objective.needs_geometry and not list(objective.parameters())
+    assert not needs_teacher(terms) and not list(objective.parameters())
     assert needs_teacher((term("ce"), term("kd", weight=0.0, weight_end=0.6)))
-    assert not build(term("cka", tokens="cls", over="batch")).needs_geometry
 
 
 @pytest.mark.parametrize(("wrong", "student", "teacher", "message"), [

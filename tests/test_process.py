@@ -18,7 +18,7 @@ from graft.runtime import checkpoint, lock
 from graft.runtime.files import read_json, write_text
 from graft.runtime.lock import RunLock
 from graft.runtime.signals import ACCELERATE, TORCHRUN, StopSignal
-from graft.runtime.status import read_status, write_status
+from graft.runtime.status import write_status
 from graft.training import journal
 from small import ROOT, launch, run_main, tiny, weights
 
@@ -94,7 +94,7 @@ def test_a_run_whose_lock_is_lost_stops_at_once_and_leaves_the_folder_alone(tmp_
     assert caught.value.exit_code == 4 and seen[-1] <= 6
     assert checkpoint.steps(cfg.run_dir) == [2, 4]
     if steal == "replace":
-        assert read_status(cfg.run_dir)["step"] == 77, "the status is the other job's"
+        assert read_json(cfg.run_dir / "status.json")["step"] == 77, "the status is the other job's"
         assert (cfg.run_dir / ".lock").read_text() == ELSEWHERE.format(180.0), "so is the lock"
 
 
@@ -223,7 +223,7 @@ def test_a_log_that_cannot_be_written_ends_the_run_at_the_steps_edge(tmp_path, m
     monkeypatch.setattr(journal.Journal, "write", write)
     with pytest.raises(DiskProblem, match=r"x/seed0: the log cannot be written: .*No space left"):
         run_main(cfg)
-    status = read_status(cfg.run_dir)
+    status = read_json(cfg.run_dir / "status.json")
     assert status["state"] == "failed" and status["exit_code"] == 74 and checkpoint.steps(cfg.run_dir) == [2, 4]
     monkeypatch.undo()
     assert [row["step"] for row in run_main(tiny(tmp_path / "x", "train.duration=8st", "train.checkpoint_every=2st"))
@@ -249,7 +249,7 @@ def test_what_fails_at_the_end_never_hides_the_first_error(tmp_path, monkeypatch
     with pytest.raises((DiskProblem, NonFinite)) as caught:
         run_main(cfg)
     assert closed and caught.value.exit_code == (3 if first else 74)
-    assert read_status(cfg.run_dir)["exit_code"] == caught.value.exit_code
+    assert read_json(cfg.run_dir / "status.json")["exit_code"] == caught.value.exit_code
     assert not (cfg.run_dir / ".lock").exists()
 
 
@@ -293,7 +293,7 @@ def test_damaged_side_files_are_set_aside_and_the_run_goes_on(tmp_path, run, con
         said = [line for line in out if f"bad-{name}.1" in line and "set aside" in line]
         assert len(said) == (cfg.run_dir / f"bad-{name}.1").exists() <= 1 and (said or not wrong)
     assert len(json.loads((cfg.run_dir / "metadata.json").read_text())["attempts"]) == 1
-    assert read_status(cfg.run_dir)["state"] == "done"
+    assert read_json(cfg.run_dir / "status.json")["state"] == "done"
 
 
 def test_a_line_of_the_log_cut_by_a_kill_is_no_damage(tmp_path, capsys):
@@ -319,10 +319,3 @@ def test_no_bit_of_a_manifest_is_more_than_one_line(run):
                 checkpoint.verify(manifest.parent)
     finally:
         manifest.write_bytes(content)
-
-
-def test_a_reader_that_only_looks_moves_nothing(tmp_path):
-    assert read_status(tmp_path) == {"state": "none"} and read_json(tmp_path / "status.json") is None
-    for content in DAMAGE:
-        (tmp_path / "status.json").write_bytes(content)
-        assert read_status(tmp_path) == {"state": "unreadable"} and (tmp_path / "status.json").exists()

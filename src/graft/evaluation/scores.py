@@ -17,11 +17,12 @@ from graft.evaluation import kept, language, rebuild
 from graft.evaluation.neighbours import Neighbours
 from graft.evaluation.scoring import score
 from graft.reporting import results
-from graft.runtime import checkpoint, files
+from graft.runtime import checkpoint
 from graft.runtime.place import accelerator
 from graft.runtime.provenance import code_sha
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
+from graft.teachers.run import run_folder
 
 # What a condition may change without its comparison with the baseline becoming one of recipes.
 SUBJECT = ("method", "teacher", "objective")
@@ -82,10 +83,9 @@ class Scorer:
         key = json.dumps([run.teacher, part.args], sort_keys=True)
         if part.name != "run" or key in self.teachers:
             return
-        path = Path(part.args["path"])
         try:
-            checkpoint.finished(next(folder for folder in (path, *files.seeds(path)) if checkpoint.is_run(folder)))
-        except (UserError, StopIteration):  # gone, or being trained: there is nothing to compare with
+            checkpoint.finished(run_folder(Path(part.args["path"])))
+        except UserError:  # gone, or being trained: there is nothing to compare with
             return
         rebuild.teacher(run, task, self.task.allow_other)
         self.teachers.add(key)

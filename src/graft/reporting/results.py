@@ -164,8 +164,7 @@ def _all_rows(runs: list[dict], data: dict[str, Any], base_dir: Path) -> Rows:
         if counted != stated:
             raise UserError(f"{path}: (n, n_correct) is {counted}, its run says {stated}")
         other_path, other = first.setdefault(run["split"], (path, frame))
-        truth = ["index", "gold" if "gold" in other else "label"]
-        if len(frame) != len(other) or truth[1] not in frame or (frame[truth] != other[truth]).any(axis=None):
+        if not same_items([other, frame]):
             raise UserError(f"{path}: other examples or labels than {other_path} ({len(frame)} and {len(other)})")
         seeds = rows.setdefault((run["condition"], run["split"]), {})
         if run["seed"] in seeds:

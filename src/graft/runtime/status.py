@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from graft.errors import Locked, Preempted, UserError, disk_problem, ending
-from graft.runtime.files import overwrite, parsed, read_json, write_text
+from graft.runtime.files import overwrite, read_json, write_text
 from graft.runtime.lock import RunLock
 from graft.runtime.provenance import now
 
@@ -22,17 +21,6 @@ def write_status(run_dir: Path, state: str, step: int, exit_code: int | None = N
         if state != "failed" or disk_problem(error) is None:
             raise
         overwrite(run_dir / "status.json", text)  # a full disk must not leave a failed run as `running`
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """What `status.json` holds, for those who only look: `{"state": "none"}` without one, `unreadable` if damaged."""
-    try:
-        status = parsed((run_dir / "status.json").read_text(encoding="utf-8"))
-        return status if isinstance(status, dict) and isinstance(status.get("state"), str) else {"state": "unreadable"}
-    except FileNotFoundError:
-        return {"state": "none"}
-    except (OSError, ValueError):
-        return {"state": "unreadable"}
 
 
 class Job:

@@ -121,11 +121,6 @@ class Objective(nn.Module):
         positions = [built.position for built in self.terms if "teacher_topk" in built.tensors]
         return tuple(dict.fromkeys([t for built in self.terms for _, t in built.pairs if t] + positions))
 
-    @property
-    def needs_geometry(self) -> bool:
-        """Whether any term leaves out tokens that do not show the image's own content."""
-        return any("visible" in built.tensors and built.term.tokens == "patch" for built in self.terms)
-
     def formula(self) -> str:
         """One line such as `L = 1·ce(smoothing=0.1) + 0.5·cka(layers=[3, 6])`, without what is at its default."""
         return "L = " + " + ".join(text_of(built) for built in self.terms)
