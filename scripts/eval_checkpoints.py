@@ -6,7 +6,8 @@
 Every `<base_dir>/<condition>/seed<k>` is scored at its final step, with its averaged weights where the run
 has them. Rows, one an example, and the score itself are kept beside the checkpoint, so running this again
 computes only what is missing; `accelerate launch` spreads the examples over several processes. Every condition is
-compared with the baseline; `--contrasts distill:kd_only` compares two others.
+compared with the baseline; `--contrasts distill:kd_only` compares two others. p is adjusted for all conditions, and
+for all contrasts; for those that `--primary` names, which are to be fixed before any score is seen, among themselves.
 
 Language models answer the questions themselves. Every checkpoint is scored on validation (`--steps`), which is the
 curve; one of them, the final one or the best on validation (`--choose`), on test.
@@ -62,6 +63,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", default="baseline", help="the condition the others are compared with")
     parser.add_argument("--contrasts", nargs="+", type=contrast, default=[], metavar="A:B",
                         help="pairs of conditions to compare besides")
+    parser.add_argument("--primary", nargs="+", default=[], metavar="CONDITION|A:B",
+                        help="the main comparisons, with the baseline or as a contrast")
     parser.add_argument("--splits", nargs="+", choices=script_options.SPLITS, default=script_options.SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
     for what in ("condition", "metric"):
@@ -79,6 +82,11 @@ def arguments() -> argparse.Namespace:
     if options.icl and options.limit:
         raise UserError("--limit: a share of the gap is one of all questions; leave out --icl")
     options.contrasts = list(dict.fromkeys(options.contrasts))
+    options.primary = [contrast(word) if ":" in word else (word, options.baseline) for word in options.primary]
+    known = [*options.contrasts, *((name, options.baseline) for name in options.conditions if name != options.baseline)]
+    for pair in options.primary:
+        if pair not in known:
+            raise UserError(f"--primary: {':'.join(pair)} is no comparison of these --conditions and --contrasts")
     return options
 
 
@@ -114,10 +122,12 @@ def assemble(options: argparse.Namespace, scorer: Any, entries: list[dict[str, A
 
     reference = conditions.get(options.baseline) or next(iter(conditions.values()))
     task = scorer.task(rebuild.trained(reference[0]).config)
-    contrasts = of_those_there(options.contrasts, list(dict.fromkeys(entry["condition"] for entry in entries)))
+    there = list(dict.fromkeys(entry["condition"] for entry in entries))
+    contrasts = of_those_there(options.contrasts, there)
+    primary = [pair for pair in options.primary if {*pair} <= {*there}]
     assembled = results.assemble(options.base_dir.resolve().name, task.about, entries, options.base_dir,
                                  options.baseline, references=references, curve=scorer.language.curve,
-                                 contrasts=contrasts, code_sha=code_sha())
+                                 contrasts=contrasts, primary=primary, code_sha=code_sha())
     for name, notes in about(conditions, options.baseline).items():
         assembled["conditions"][name] |= notes
         if notes["recipe_differs"] and name not in options.references:

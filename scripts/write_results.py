@@ -15,6 +15,7 @@ from pathlib import Path
 from graft.config import script_options
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import results, tables
+from graft.reporting.reading import labels
 from graft.runtime.files import write_text
 
 NOTES = """
@@ -39,6 +40,9 @@ interval lies above 0.
 CUT_NOTES = """
 *: the interval would go on, but there is nothing beyond.
 """
+PRIMARY_NOTES = """
+Primary, adjusted among themselves, the others among themselves: {pairs}.
+"""
 CONTRAST_NOTES = """
 Contrast: accuracy of the first condition minus that of the second; 95% interval, p and detectable as those of a
 difference to the baseline, p Holm-adjusted over the contrasts of a split.
@@ -51,6 +55,10 @@ def notes(content: dict) -> str:
     columns = {"flexible": TEXT_NOTES, "to_base": UNTRAINED_NOTES, "gap_closed": GAP_NOTES}
     parts += [text for column, text in columns.items() if column in tables.table(content)]
     parts += [CONTRAST_NOTES] * bool(content.get("contrasts"))
+    if content.get("primary"):
+        names = labels(content)
+        pairs = [" - ".join(names.get(name, name) for name in pair) for pair in content["primary"]]
+        parts.append(PRIMARY_NOTES.format(pairs="; ".join(pairs)))
     return "".join([*parts, *[CUT_NOTES] * ("*" in tables.shown(content))])
 
 

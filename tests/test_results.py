@@ -108,12 +108,32 @@ def test_metrics_count():
     assert found["nll"] == {"value": pytest.approx(6.3 / 4)}
 
 
-@pytest.mark.parametrize("left_out", [[("distill", 1)], [("distill", 0), ("baseline", 2)]])
-def test_other_seeds_are_not_paired(tmp_path, runs, left_out):
+@pytest.mark.parametrize(("left_out", "paired"), [([("distill", 1)], [0, 2]), ([("baseline", 0)], [1, 2]),
+                                                  ([("distill", 0), ("baseline", 2)], [])])
+def test_seeds_that_both_have_are_paired(tmp_path, runs, left_out, paired):
+    """Where two or more are left; else all are independent ones."""
     fewer = [run for run in runs if (run["condition"], run["seed"]) not in left_out]
-    found = results.assemble("demo", DATA, fewer, tmp_path)["conditions"]
-    assert not found["distill"]["vs_baseline"]["test"]["accuracy"]["paired_seeds"]
-    assert found["distill"]["vs_baseline"]["test"]["accuracy"]["seeds"] == [2, 4 - len(left_out)]
+    found = results.assemble("demo", DATA, fewer, tmp_path)["conditions"]["distill"]["vs_baseline"]["test"]["accuracy"]
+    assert found["paired_seeds"] is bool(paired) and found["seeds"] == [2, 2]
+    used = [run for run in fewer if run["seed"] in paired or not paired]
+    expected = stats.paired_difference(*(values_of(tmp_path, used, name) for name in ("distill", "baseline")),
+                                       paired_seeds=bool(paired))
+    assert found["ci95"] == pytest.approx(expected["ci95"]) and found["difference"] == pytest.approx(
+        expected["difference"])
+
+
+def test_primary_comparisons_are_a_family_of_their_own(tmp_path, runs):
+    def adjusted(**primary):
+        found = results.assemble("demo", DATA, runs, tmp_path, **primary)
+        return found, [found["conditions"][name]["vs_baseline"]["test"]["accuracy"]
+                       for name in ("distill", "random_teacher")]
+
+    content, own = adjusted(primary=[("distill", "baseline")])
+    assert content["primary"] == [["distill", "baseline"]]
+    assert [one["p_holm"] for one in own] == pytest.approx([one["p"] for one in own])
+    content, both = adjusted()
+    assert "primary" not in content and min(one["p_holm"] for one in both) == pytest.approx(
+        min(1, 2 * min(one["p"] for one in own)))
 
 
 def test_without_baseline(tmp_path, runs):

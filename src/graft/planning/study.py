@@ -32,7 +32,7 @@ class Row:
 @dataclass(frozen=True)
 class Planned:
     """A study: its rows, the number of its test items (0: not known), of conditions that are compared with its
-    baseline, and what had to be assumed."""
+    baseline, the primary ones where it names such, and what had to be assumed."""
 
     name: str
     rows: list[Row]
@@ -52,7 +52,9 @@ def planned(graph: Graph, told: Told, world: int = 1, moved: Mapping[str, str] |
         n = data_of(next(iter(arms.values())).config, told).sizes["test"]
     except (UserError, StopIteration):
         n = 0
-    return Planned(graph.study.study, rows, n, max(1, len(arms.keys() - {graph.study.baseline})), _notes(rows))
+    compared = arms.keys() - {graph.study.baseline}
+    main = compared & {*graph.study.primary}
+    return Planned(graph.study.study, rows, n, max(1, len(main or compared)), _notes(rows))
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

@@ -25,21 +25,21 @@ ByExample = Mapping[str, Mapping[int, NDArray]]  # condition -> seed -> (n,)
 
 def of_images(a: Mapping[int, NDArray], b: Mapping[int, NDArray]) -> dict[str, Any]:
     """Difference a - b of values {seed: (n,)} on the same n examples, for new seeds and new examples."""
-    rows = [np.stack([values[seed] for seed in sorted(values)]) for values in (a, b)]
-    full = stats.paired_difference(*rows, paired_seeds=sorted(a) == sorted(b), draws=1000)
+    *sides, paired = stats.matched(a, b)
+    full = stats.paired_difference(*(np.stack([*side.values()]) for side in sides), paired_seeds=paired, draws=1000)
     return {key: full[key] for key in ("difference", "ci95", "p", "detectable", "seeds", "paired_seeds", "scope")}
 
 
 def of_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> dict[str, Any]:
-    """Difference a - b of one value a seed, for new seeds: paired t-interval if the seeds agree, else Welch's.
+    """Difference a - b of one value a seed, for new seeds: paired t-interval of the seeds that both have, else Welch's.
 
     Where the paired differences, or the values of one side, are equal, their spread over seeds is not known to be
     small, but unknown: there is no interval, as with one seed, and `scope` is `checkpoints`.
     """
-    paired = sorted(a) == sorted(b)
+    a, b, paired = stats.matched(a, b)
     found = {"difference": float(np.mean(list(a.values())) - np.mean(list(b.values()))), "ci95": [None, None],
              "seeds": [len(a), len(b)], "paired_seeds": paired, "scope": "seeds"}
-    first, second = np.array([a[seed] for seed in sorted(a)]), np.array([b[seed] for seed in sorted(b)])
+    first, second = np.array([*a.values()]), np.array([*b.values()])
     sides = [first - second] if paired else [first, second]
     both = np.concatenate([first, second])  # rounding is to be judged by the values, not by their difference
     if min(len(a), len(b)) < 2 or any(components.no_spread(np.ptp(side)**2, both) for side in sides):
@@ -78,6 +78,11 @@ def judged(difference: dict[str, Any]) -> str:
     return stats.verdict(BY_SIGN, difference["ci95"]) if _of_seeds(difference) else UNDECIDED
 
 
+def told_from_zero(difference: dict[str, Any]) -> bool:
+    """Whether there is a difference, in either direction, for new seeds."""
+    return _of_seeds(difference) and stats.beyond_zero(difference["ci95"])
+
+
 def all_of(legs: list[dict[str, Any]]) -> str:
     """The verdict on a claim of several legs: supported if all of them are, contradicted if one is."""
     verdicts = {leg["verdict"] for leg in legs}
@@ -92,8 +97,9 @@ def reason(legs: list[dict[str, Any]]) -> str:
         return "one seed says nothing about new seeds"
     if not all(map(_of_seeds, legs)):
         return "seeds without spread say nothing about new seeds"
-    return "; ".join(f"{leg['claim']}: {leg['more']} - {leg['less']} = {leg['difference']:+.4g}, 95% interval "
-                     f"[{leg['ci95'][0]:+.4g}, {leg['ci95'][1]:+.4g}]" for leg in legs)
+    return "; ".join(f"{leg['claim']}: " + (f"{leg['more']} - {leg['less']} = " if "more" in leg else "") +
+                     f"{leg['difference']:+.4g}, 95% interval [{leg['ci95'][0]:+.4g}, {leg['ci95'][1]:+.4g}]"
+                     for leg in legs)
 
 
 def untested(name: str, statistic: str, claim: str, why: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Whether an arm's accuracy is what its attention distance explains: a curve of imposed distances, read at the arm.
 
-Three steps, each with its verdict: does distillation change attention distance; does an imposed distance change
-accuracy; is the arm's loss of accuracy, up to a margin, what the imposed curve predicts for its change of distance.
+Three steps, each with its verdicts: does distillation change attention distance; does an imposed distance change
+accuracy; is the arm's change of accuracy, up to a margin, what the imposed curve predicts for its change of distance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.probes.hypotheses import ByExample, Roles, all_of, judged, of_images, order, reason, untested, within
+from graft.probes.hypotheses import (
+    UNDECIDED,
+    ByExample,
+    Roles,
+    all_of,
+    equal,
+    of_images,
+    order,
+    reason,
+    told_from_zero,
+    untested,
+    within,
+)
 from graft.reporting import stats
+
+BEYOND = 0.05  # of the range of imposed distances: so far beyond its ends a distance still counts as within
 
 
 def chain(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample,
           margin: float) -> list[dict[str, Any]]:
-    """The three claims, for the conditions `doses`, which impose distances, the most local one first.
+    """The claims of the three steps, for the conditions `doses`, which impose distances, the most local one first.
 
-    `distance` and `correct`: condition -> seed -> (n,), of each image. `margin`: of accuracy, up to which the observed
-    loss is the predicted one.
+    `distance` and `correct`: condition -> seed -> (n,), of each image. `margin`: of accuracy, up to which two are the
+    same. The second step asks twice: is what is made local worse than the baseline, and is it, under the same term,
+    any different from what is made to look wide?
     """
     if not doses:
         return []
-    local = {**roles, "local": doses[0]}
-    return [order("distillation_makes_local", "attention_distance", roles, "cnn < baseline", distance, of_images),
-            order("imposed_locality_harms", "accuracy", local, "local < baseline", correct, of_images),
+    ends = {**roles, "local": doses[0], "wide": doses[-1]}
+    return [_moved(roles, doses, distance),
+            order("imposed_locality_harms", "accuracy", ends, "local < baseline", correct, of_images),
+            equal("local_equals_wide", "accuracy", ends, ("local", "wide"), correct, margin),
             _explained(roles, doses, distance, correct, margin)]
+
+
+def _moved(roles: Roles, doses: Sequence[str], distance: ByExample) -> dict[str, Any]:
+    """Whether distillation makes attention local; by how much of what was imposed, for any shift can be told from 0."""
+    claim = order("distillation_makes_local", "attention_distance", roles, "cnn < baseline", distance, of_images)
+    imposed = [np.mean([rows.mean() for rows in distance[name].values()]) for name in doses if distance.get(name)]
+    if claim["legs"] and np.ptp(imposed or [0.0]) > 0:
+        share = claim["legs"][0]["difference"] / np.ptp(imposed)
+        claim["reason"] += f"; {share:.0%} of the range that was imposed"
+    return claim
 
 
 def curve(doses: Sequence[str], distance: ByExample, correct: ByExample) -> list[dict[str, Any]]:
@@ -40,16 +66,17 @@ def curve(doses: Sequence[str], distance: ByExample, correct: ByExample) -> list
 
 def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct: ByExample,
                margin: float) -> dict[str, Any]:
-    """Does the CNN arm lose what its attention distance explains?
+    """Is the CNN arm's change of accuracy what its attention distance predicts?
 
     A seed's curve is a broken line through the imposed arms of that seed, from attention distance to an image's
-    correctness. The loss that it predicts is its value at the baseline's distance minus that at the arm's, so that a
-    cost which the imposing term has at every distance cancels. Differences are for new seeds and new images. Nothing
-    is extrapolated: distances beyond the imposed ones leave the claim undecided. It is supported if there is a loss,
-    the curve predicts one, and the two agree up to the margin.
+    correctness. It predicts its value at the arm's distance minus that at the baseline's. Differences are for new seeds
+    and new images. Supported if the curve passes through the baseline, which was not made to have its distance (else
+    something besides distance sets accuracy, the imposing term itself, say), if observed and predicted change are both
+    told from none, and if they agree. Nothing is extrapolated: a distance beyond the imposed ones by more than `BEYOND`
+    of their range leaves the claim undecided, a smaller one is read at the end of the line.
     """
     head = ("locality_explains", "accuracy",
-            f"0 < baseline - cnn = as the attention distance predicts, within {margin:g}")
+            f"cnn - baseline = as the attention distance predicts, within {margin:g}")
     wanted = [roles.get("baseline", ""), roles.get("cnn", ""), *doses]
     if missing := [name or "cnn" for name in wanted if not distance.get(name) or not correct.get(name)]:
         return untested(*head, f"no attention distance and accuracy of {', '.join(missing)}")
@@ -57,24 +84,35 @@ def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct:
     if len(seeds) < 2:
         return untested(*head, "fewer than two seeds that all of these arms have")
     baseline, arm = wanted[:2]
-    predicted, observed = {}, {}
+    there, here, predicted, observed = {}, {}, {}, {}
     for seed in seeds:
         imposed = np.array([distance[name][seed].mean() for name in doses])
         before, after = (distance[name][seed].mean() for name in (baseline, arm))
-        if min(before, after) < imposed.min() or max(before, after) > imposed.max():
+        slack = BEYOND * np.ptp(imposed)
+        if min(before, after) < imposed.min() - slack or max(before, after) > imposed.max() + slack:
             return untested(*head, f"seed {seed}: the distances of {baseline}, {before:.3f}, and {arm}, {after:.3f}, "
                                    f"are not within the imposed ones, {imposed.min():.3f} to {imposed.max():.3f}")
         rows = np.stack([correct[name][seed] for name in doses]).astype(float)
-        predicted[seed] = (weights(imposed, before) - weights(imposed, after)) @ rows
-        observed[seed] = correct[baseline][seed].astype(float) - correct[arm][seed]
-    nothing = {seed: np.zeros_like(rows) for seed, rows in predicted.items()}
-    legs = [{"claim": f"{what} > 0", "more": baseline, "less": arm, **(found := of_images(values, nothing)),
-             "verdict": judged(found)} for what, values in (("predicted loss", predicted), ("observed loss", observed))]
-    legs.append({"claim": f"observed loss = predicted loss within {margin:g}", "more": baseline, "less": arm,
-                 "margin": margin, **(found := of_images(observed, predicted)), "verdict": within(found, margin)})
+        there[seed], here[seed] = weights(imposed, before) @ rows, correct[baseline][seed].astype(float)
+        predicted[seed] = weights(imposed, after) @ rows - there[seed]
+        observed[seed] = correct[arm][seed] - here[seed]
+    legs = [_same(f"curve at {baseline}'s distance = {baseline}", there, here, margin),
+            _some("predicted change is not 0", predicted), _some("observed change is not 0", observed),
+            _same("observed change = predicted change", observed, predicted, margin)]
     name, statistic, claim = head
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
+
+
+def _same(what: str, a: Mapping[int, NDArray], b: Mapping[int, NDArray], margin: float) -> dict[str, Any]:
+    found = of_images(a, b)
+    return {"claim": f"{what} within {margin:g}", "margin": margin, **found, "verdict": within(found, margin)}
+
+
+def _some(what: str, values: Mapping[int, NDArray]) -> dict[str, Any]:
+    """That a change has a direction, whichever; nothing contradicts it."""
+    found = of_images(values, {seed: np.zeros_like(rows) for seed, rows in values.items()})
+    return {"claim": what, **found, "verdict": "supported" if told_from_zero(found) else UNDECIDED}
 
 
 def weights(knots: NDArray, at: float) -> NDArray:

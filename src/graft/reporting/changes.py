@@ -115,9 +115,9 @@ def _compare(first: Side, other: Side, name: str, split: str) -> dict[str, Any]:
     if why:
         found = unpaired_difference(*runs)
     else:
-        seeds, values = zip(*((sorted(rows), np.stack([rows[seed]["correct"].to_numpy(bool) for seed in sorted(rows)]))
-                              for rows in frames))
-        found = stats.paired_difference(values[1], values[0], paired_seeds=seeds[0] == seeds[1], draws=1)
+        *sides, same_seeds = stats.matched(*frames)
+        values = [np.stack([rows["correct"].to_numpy(bool) for rows in side.values()]) for side in sides]
+        found = stats.paired_difference(values[1], values[0], paired_seeds=same_seeds, draws=1)
     keys = ("difference", "ci95", "cut", "p", "detectable", "scope", "seeds")
     means = {f"accuracy_{key}": side.content["conditions"][name]["summary"][split]["accuracy"]
              for key, side in zip("ab", (first, other))}

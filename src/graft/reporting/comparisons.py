@@ -18,19 +18,22 @@ GAP = (f"{UNTRAINED}0shot", f"{UNTRAINED}kshot")  # without worked examples, and
 Rows = dict[tuple[str, str], dict[int, pd.DataFrame]]  # by (condition, split) and seed
 
 
-def differences(rows: Rows, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def differences(rows: Rows, pairs: Sequence[tuple[str, str]],
+                primary: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
     """`stats.paired_difference` of each pair (a, b) with `p_holm`, on every split and metric that both have.
 
-    Seeds are paired by number where the lists agree and taken as independent elsewhere. One split and metric is one
-    family of Holm's.
+    Seeds are those that both sides have (`stats.matched`). One split and metric is one family of Holm's; of `primary`
+    pairs two, these and the others.
     """
     found = []
     for split, metric in itertools.product(dict.fromkeys(split for _, split in rows), COMPARED):
         column, draws = COMPARED[metric]
-        family = [{"a": a, "b": b, "split": split, "metric": metric, **_compare(rows, a, b, split, column, draws)}
-                  for a, b in pairs if _has(rows, a, split, column) and _has(rows, b, split, column)]
-        adjusted = stats.holm([one["p"] for one in family])
-        found += [{**one, "p_holm": p_holm} for one, p_holm in zip(family, adjusted, strict=True)]
+        compared = [{"a": a, "b": b, "split": split, "metric": metric, **_compare(rows, a, b, split, column, draws)}
+                    for a, b in pairs if _has(rows, a, split, column) and _has(rows, b, split, column)]
+        first = [(one["a"], one["b"]) in primary for one in compared]
+        adjusted = {among: iter(stats.holm([one["p"] for one, own in zip(compared, first) if own is among]))
+                    for among in (True, False)}
+        found += [{**one, "p_holm": next(adjusted[own])} for one, own in zip(compared, first)]
     return found
 
 
@@ -39,7 +42,7 @@ def gaps_closed(rows: Rows) -> list[dict[str, Any]]:
     found = []
     for (name, split), (metric, (column, draws)) in itertools.product(rows, COMPARED.items()):
         if name not in GAP and all(_has(rows, one, split, column) for one in (name, *GAP)):
-            values = [_by_seed(rows, one, split, column)[1] for one in (name, *GAP)]
+            values = [np.stack([*_by_seed(rows, one, split, column).values()]) for one in (name, *GAP)]
             found.append({"a": name, "split": split, "metric": metric, **stats.gap_closed(*values, draws=draws)})
     return found
 
@@ -65,18 +68,19 @@ def _has(rows: Rows, name: str, split: str, column: str) -> bool:
     return (name, split) in rows and all(column in frame for frame in rows[name, split].values())
 
 
-def _by_seed(rows: Rows, name: str, split: str, column: str) -> tuple[list[int], np.ndarray]:
-    frames = dict(sorted(rows[name, split].items()))
-    return list(frames), np.stack([frame[column].to_numpy() for frame in frames.values()])
+def _by_seed(rows: Rows, name: str, split: str, column: str) -> dict[int, np.ndarray]:
+    return {seed: frame[column].to_numpy() for seed, frame in sorted(rows[name, split].items())}
 
 
 def _compare(rows: Rows, a: str, b: str, split: str, column: str, draws: int) -> dict[str, Any]:
-    (a_seeds, a_values), (b_seeds, b_values) = (_by_seed(rows, name, split, column) for name in (a, b))
-    runs = [len(a_values), len(b_values)]
+    first, other = (_by_seed(rows, name, split, column) for name in (a, b))
+    untrained = {}
     # The untrained model has no seed that could have been another: its one run stands against every seed of the other.
     # As a side of one seed it would make this a comparison of one seed, and the other's spread would be lost.
-    if b.startswith(UNTRAINED) and runs[1] == 1:
-        b_seeds, b_values = a_seeds, np.repeat(b_values, len(a_values), 0)
-    elif a.startswith(UNTRAINED) and runs[0] == 1:
-        a_seeds, a_values = b_seeds, np.repeat(a_values, len(b_values), 0)
-    return {**stats.paired_difference(a_values, b_values, paired_seeds=a_seeds == b_seeds, draws=draws), "seeds": runs}
+    if b.startswith(UNTRAINED) and len(other) == 1:
+        other, untrained = dict.fromkeys(first, *other.values()), {"seeds": [len(first), 1]}
+    elif a.startswith(UNTRAINED) and len(first) == 1:
+        first, untrained = dict.fromkeys(other, *first.values()), {"seeds": [1, len(other)]}
+    first, other, paired = stats.matched(first, other)
+    values = [np.stack([*side.values()]) for side in (first, other)]
+    return {**stats.paired_difference(*values, paired_seeds=paired, draws=draws), **untrained}

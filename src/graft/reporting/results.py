@@ -97,14 +97,16 @@ def metrics(rows: dict[str, np.ndarray] | pd.DataFrame, topk: Sequence[int] = ()
 
 def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_dir: str | Path,
              baseline: str = "baseline", *, references: Sequence[str] = (), curve: Sequence[dict[str, Any]] = (),
-             contrasts: Sequence[tuple[str, str]] = (), code_sha: str = "unknown") -> dict[str, Any]:
+             contrasts: Sequence[tuple[str, str]] = (), primary: Sequence[tuple[str, str]] = (),
+             code_sha: str = "unknown") -> dict[str, Any]:
     """The content of results.json from scored runs.
 
     A run is an entry of `conditions.*.runs` with its `condition` added; `examples` is relative to `base_dir`. Each
     condition is compared with `baseline` ("" for no comparison) on every split both have (`comparisons.differences`:
-    seeds paired where they agree, p-values Holm-adjusted over the conditions, within one split and metric), and as
+    of the seeds that both have, p-values Holm-adjusted over the conditions, within one split and metric), and as
     `vs_untrained` with the untrained model where it is there. `references`, such as the teachers, are listed and not
     compared: they are no arm of the experiment. `contrasts` are pairs (a, b) of any conditions, a family of their own.
+    `primary`: those of all these pairs that were fixed as the main ones, adjusted among themselves.
     `curve` are scores of further checkpoints, as `runs`, summed up by step in `curve_summary`. Where `GAP` is there,
     `gap_closed` says how much of it each condition closes (`stats.gap_closed`), by split and metric. `traits` is the
     accuracy by the traits of questions, where rows hold any. Raises UserError where runs must not be compared: other
@@ -129,14 +131,16 @@ def assemble(study: str, data: dict[str, Any], runs: list[dict[str, Any]], base_
             conditions[name]["curve_summary"] = _by_step(points, data, Path(base_dir))
     arms = [name for name in names if name not in references]
     if baseline in arms:
-        _file(conditions, "vs_baseline", differences(rows, [(name, baseline) for name in arms if name != baseline]))
+        _file(conditions, "vs_baseline", differences(
+            rows, [(name, baseline) for name in arms if name != baseline], primary))
     if baseline != GAP[0]:
         _file(conditions, "vs_untrained", differences(rows, [(name, GAP[0]) for name in arms if name not in GAP]))
     _file(conditions, "gap_closed", gaps_closed(rows))
     return {"schema_version": SCHEMA_VERSION, "study": study, "data": dict(data), "code_sha": code_sha,
             "graft_version": __version__,
             "baseline": baseline, "order": names, "conditions": conditions,
-            **({"contrasts": differences(rows, contrasts)} if contrasts else {})}
+            **({"primary": [list(pair) for pair in primary]} if primary else {}),
+            **({"contrasts": differences(rows, contrasts, primary)} if contrasts else {})}
 
 
 def _file(conditions: dict[str, Any], key: str, found: list[dict[str, Any]]) -> None:

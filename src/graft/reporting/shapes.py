@@ -47,7 +47,7 @@ CONDITION = {
 RESULTS = {
     "study": str, "data": {"id": str, "fingerprint": str, "classes?": (int, list), "sizes?": {"*": Count()}},
     "code_sha": str, "graft_version?": str, "baseline?": str, "order?": [str], "metric_labels?": {"*": str},
-    "models?": {"*": {"*": object}}, "conditions": {"*": CONDITION},
+    "primary?": [[str, str]], "models?": {"*": {"*": object}}, "conditions": {"*": CONDITION},
     "contrasts?": [{"a": str, "b": str, "split": str, "metric": str, **VERSUS}]}
 
 SPREAD = {"mean": NUMBER, "ci95": CI95, "seeds": Count(1), "n": Count(1), "scope": str}

@@ -5,7 +5,7 @@ Both belong in an interval that is to speak of the method and not of one pair of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,18 @@ def _interval(middle: float, half: float, within: tuple[float, float]) -> dict[s
     ends = {"low": max(middle - half, within[0]), "high": min(middle + half, within[1])}
     cut = [name for name, end in ends.items() if end in within]
     return {"ci95": list(ends.values()), **({"cut": cut} if cut else {})}
+
+
+def matched(a: Mapping[int, Any], b: Mapping[int, Any]) -> tuple[dict[int, Any], dict[int, Any], bool]:
+    """Two sides by seed as a comparison takes them, in the order of seeds, and whether they are paired.
+
+    Of the seeds that both have where these are two or more, or all that there are: a seed's chance is then on both
+    sides alike, which is worth more than further seeds of one side. Else of all seeds, as independent ones.
+    """
+    shared = sorted({*a} & {*b})
+    if len(shared) > 1 or {*a} == {*b}:
+        return {seed: a[seed] for seed in shared}, {seed: b[seed] for seed in shared}, True
+    return dict(sorted(a.items())), dict(sorted(b.items())), False
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, paired_seeds: bool = True, draws: int = 10_000,

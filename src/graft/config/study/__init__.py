@@ -236,6 +236,8 @@ class _Reader:
                 raise self.fail("contrasts", f"expected two conditions as a:b, got {pair!r}")
             for name in pair.split(":"):
                 known("contrasts", name, study.conditions)
+        for name in study.primary:
+            known("primary", name, [*(one for one in study.conditions if one != study.baseline), *study.contrasts])
         for role, name in study.roles.items():
             known("roles", role, ROLES)
             known(f"roles.{role}", name, study.conditions)

@@ -60,6 +60,8 @@ def _scores(graph: Graph, conditions: Sequence[str], references: Sequence[str], 
     words += ["--icl", str(at / "icl.json")] if icl else []
     pairs = [pair for pair in study.contrasts if {*pair.split(":")} <= {*conditions}]
     words += ["--contrasts", *pairs] if pairs else []
+    primary = [one for one in study.primary if one in (*conditions, *pairs)]
+    words += ["--primary", *primary] if primary else []
     labels = [f"{name}={item.label}" for name, item in study.conditions.items() if item.label and name in conditions]
     words += ["--condition_labels", *labels] if labels else []
     words += ["--metric_labels", *(f"{name}={label}" for name, label in study.metrics.items())] if study.metrics else []

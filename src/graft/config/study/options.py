@@ -85,6 +85,9 @@ class Study:
     references: Annotated[list[str], "", "teachers scored beside the conditions, not compared"] = field(
         default_factory=list)
     contrasts: Annotated[list[str], "", "pairs of conditions a:b compared besides"] = field(default_factory=list)
+    primary: Annotated[list[str], "", "the main comparisons, fixed before any score is seen: conditions, against the "
+                                      "baseline, or contrasts; p is adjusted among these and among the others"] = field(
+        default_factory=list)
     roles: Annotated[dict[str, str], "", "baseline, cnn, ssl -> the condition that is this in the forensics"] = field(
         default_factory=dict)
     doses: Annotated[list[str], "", "conditions that impose an attention distance, the most local one first: forensics "
