@@ -23,6 +23,7 @@ def arguments() -> argparse.Namespace:
     parser = script_options.parser(__doc__)
     parser.add_argument("--base_dir", type=Path, required=True, help="experiments/<study>")
     parser.add_argument("--conditions", nargs="+", required=True)
+    parser.add_argument("--baseline", default="baseline", help="the condition that others are compared with, if there")
     parser.add_argument("--output", type=Path, required=True, help="robustness.json")
     parser.add_argument("--split", choices=script_options.SPLITS, default="test")
     parser.add_argument("--images", type=int, default=0, help="for corruptions and averaged views; 0: the whole split")
@@ -40,7 +41,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from graft.evaluation import rebuild
-    from graft.evaluation.robustness import Evaluator, summary
+    from graft.evaluation.robustness import Evaluator, summary, to_baseline
     from graft.reporting import results
     from graft.runtime.provenance import code_sha
 
@@ -55,6 +56,8 @@ def main() -> None:
             tqdm.write(f"left out {name}: {error}")
     if not conditions:
         raise UserError(f"{options.base_dir}: no condition could be evaluated")
+    for name in conditions.keys() - {options.baseline} if options.baseline in conditions else ():
+        conditions[name]["vs_baseline"] = to_baseline(*(conditions[one]["runs"] for one in (name, options.baseline)))
     task = evaluator.data
     size = len(task.splits[options.split])
     results.write_json(options.output, {

@@ -25,7 +25,8 @@ FORENSICS = {  # column: (key of the summary, its reference under uniform attent
     "distance, patches": ("avg_attention_distance", "mean_distance", 3),
     "relative": ("avg_relative_distance", None, 3),
     "entropy, nats": ("avg_entropy", "entropy", 3),
-    "receptive field, pixels": ("receptive_field_radius", "receptive_field_radius", 2),
+    "field, pixels": ("receptive_field_radius", "receptive_field_radius", 2),
+    "on patches": ("avg_patch_mass", None, 3),
     "collapsed": ("collapsed_heads_ratio_relative", None, 3),
     "trace": ("hessian_trace", None, 0)}
 ROBUSTNESS = {"accuracy": "accuracy", "averaged views": "tta_accuracy", "corrupted": "corrupted_accuracy",
@@ -78,15 +79,33 @@ def _has_trace(forensics: dict[str, Any]) -> bool:
 
 
 def conditions_table(content: dict[str, Any]) -> str:
-    """What each condition changes: teacher, objective, and which keys of the recipe."""
+    """What each condition changes: teacher, objective, and which keys of the recipe.
+
+    Of a term its weight, and what sets it apart from a term of that name in another condition.
+    """
     rows = []
+    changes = {name: {key: (old, new) for key, old, new in condition.get("differs", ())}
+               for name, condition in _compared(content)}
+    values: dict[str, set[str]] = {}  # of a key of a term, in the conditions that have it
+    for changed in changes.values():
+        for key, (_, new) in changed.items():
+            values.setdefault(key, set()).add(str(new))
+    apart = [key for key, found in values.items()
+             if len(found) > 1 and re.fullmatch(r"objective\.[^.]+\.(?!weight$|name$).+", key)]
     for name, condition in _compared(content):
-        changed = {key: (old, new) for key, old, new in condition.get("differs", ())}
+        changed = changes[name]
         path = changed.get("teacher.path", ("", ""))[1]
         teacher = _shown(content, run_name(str(path))) if path else code(changed.get("teacher.name", ("", "---"))[1])
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
-        terms = [f"{escape(key.split('.')[1])} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
-                 for key, (old, new) in changed.items() if re.fullmatch(r"objective\.[^.]+\.weight", key)]
+        notes += [f"view {changed['teacher.view'][1]}"] if "teacher.view" in changed else []
+        terms = []
+        for key, (old, new) in changed.items():
+            if re.fullmatch(r"objective\.[^.]+\.weight", key):
+                term = key.split(".")[1]
+                own = [f"{other.split('.')[2]} {changed[other][1]}" for other in apart
+                       if other.startswith(f"objective.{term}.") and other in changed]
+                terms.append(f"{escape(term)} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
+                             + (f" ({escape(', '.join(own))})" if own else ""))
         recipe = "; ".join(f"{code(key)} {escape(old)} to {escape(new)}"
                            for key, old, new in condition.get("recipe_differs", ()))
         rows.append([_shown(content, name), teacher + "".join(f", {escape(note)}" for note in notes),

@@ -40,6 +40,7 @@ def main() -> None:
     from graft.probes.corruptions import AveragedViews
     from graft.reporting import figures
     from graft.runtime.files import write_text
+    from graft.runtime.place import set_kernels
     from graft.tasks._images import shown
 
     files = find_images(options.images)
@@ -47,6 +48,7 @@ def main() -> None:
     run = rebuild.trained(run_dir)
     rebuild.refuse_text(run.config, run_dir)
     task = run.task
+    set_kernels()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, info = rebuild.classifier(run, options.weights, device)
     images = torch.stack([read_image(file, task, options.invert) for file in files]).to(device)

@@ -5,8 +5,9 @@
 
 Contrasts are a second table; as CSV, which holds one table a file, in contrasts.csv.
 `--into` also puts the test split's rows between the lines `<!-- results demo -->` and `<!-- /results demo -->` (the
-study's name) of a file, the contrasts alone between such lines that say `contrasts` for `results`, and what the columns
-mean where they say `notes`: no number in it is typed.
+study's name) of a file, the contrasts alone between such lines that say `contrasts` for `results`, what the columns
+mean where they say `notes`, and the verdicts of the forensics.json beside where they say `verdicts`: no number in it is
+typed.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from graft.config import script_options
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import results, tables
+from graft.reporting import claims, results, tables
 from graft.reporting.reading import labels
 from graft.runtime.files import write_text
 
@@ -37,6 +38,9 @@ Gap closed: (accuracy - base_0shot) / (base_kshot - base_0shot), the share of wh
 the untrained model that the condition has without them; 95% interval as for the difference, none unless the gap's own
 interval lies above 0.
 """
+HEAD_NOTES = """
+Class token: the same difference where every student is read by its class token alone, whatever it is read by elsewhere.
+"""
 CUT_NOTES = """
 *: the interval would go on, but there is nothing beyond.
 """
@@ -52,7 +56,7 @@ difference to the baseline, p Holm-adjusted over the contrasts of a split.
 def notes(content: dict) -> str:
     """What the columns of the tables mean."""
     parts = [NOTES.format(baseline=content["baseline"])] if content.get("baseline") else []
-    columns = {"flexible": TEXT_NOTES, "to_base": UNTRAINED_NOTES, "gap_closed": GAP_NOTES}
+    columns = {"class_token": HEAD_NOTES, "flexible": TEXT_NOTES, "to_base": UNTRAINED_NOTES, "gap_closed": GAP_NOTES}
     parts += [text for column, text in columns.items() if column in tables.table(content)]
     parts += [CONTRAST_NOTES] * bool(content.get("contrasts"))
     if content.get("primary"):
@@ -60,6 +64,18 @@ def notes(content: dict) -> str:
         pairs = [" - ".join(names.get(name, name) for name in pair) for pair in content["primary"]]
         parts.append(PRIMARY_NOTES.format(pairs="; ".join(pairs)))
     return "".join([*parts, *[CUT_NOTES] * ("*" in tables.shown(content))])
+
+
+def blocks(content: dict, path: Path) -> dict[str, str]:
+    """What documents show of a results.json at `path`, by the mark it stands at."""
+    tested = tables.of_split(tables.contrasts(content), "test")
+    found = {"results": tables.shown(content, "test"), "notes": notes(content),
+             **({"contrasts": tables.to_markdown(tested)} if len(tested) else {})}
+    if (beside := path.with_name("forensics.json")).exists():
+        names = labels(content)
+        told = claims.verdicts(results.read_forensics(beside), lambda name: names.get(name, name))
+        found |= {"verdicts": tables.cells_to_markdown(told)} if len(told) else {}
+    return found
 
 
 def main() -> None:
@@ -83,10 +99,7 @@ def main() -> None:
         write_text(args.out / name, text)
         print(args.out / name)
     if args.into:
-        tested = tables.of_split(tables.contrasts(content), "test")
-        known = {f"results {content['study']}": tables.shown(content, "test"),
-                 f"notes {content['study']}": notes(content),
-                 **({f"contrasts {content['study']}": tables.to_markdown(tested)} if len(tested) else {})}
+        known = {f"{mark} {content['study']}": text for mark, text in blocks(content, Path(args.results)).items()}
         there = args.into.read_text(encoding="utf-8")
         for mark in [mark for mark in known if f"<!-- {mark} -->" in there] or known:
             tables.insert(args.into, mark, known[mark])

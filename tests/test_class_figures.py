@@ -159,6 +159,13 @@ def test_a_bad_teacher_closes_no_gap(tmp_path):
     assert np.isnan(row["ratio"]) and np.isnan(row["gap_closed"]) and row["teacher_accuracy"] == 0
 
 
+def test_agreement_of_neighbours_is_no_teachers_accuracy(tmp_path):
+    content = results.read_results(teacher_study(tmp_path))
+    for run in content["conditions"]["cnn_teacher"]["runs"]:
+        run["readout"] = "20 nearest of 100 training images"
+    assert gains.gains(content, "test").empty
+
+
 def test_a_damaged_robustness_file_is_named(robustness, tmp_path):
     content = json.loads(robustness.read_text())
     del content["conditions"]["distill"]["runs"][0]["clean"]["confusion"]

@@ -157,10 +157,9 @@ def test_names_in_the_lock_file_cover_the_dependencies():
 def test_the_tables_in_the_documents_are_those_of_the_results(study):
     import write_results
     from graft.reporting import results, tables
-    content = results.read_results(ROOT / f"assets/{study}/results.json")
-    shown = {f"results {study}": tables.shown(content, "test"),
-             f"contrasts {study}": tables.to_markdown(tables.of_split(tables.contrasts(content), "test")),
-             f"notes {study}": write_results.notes(content)}
+    path = ROOT / f"assets/{study}/results.json"
+    shown = {f"{mark} {study}": text
+             for mark, text in write_results.blocks(results.read_results(path), path).items()}
     marked = [(ROOT / file, mark) for mark in shown for file in ("README.md", "assets/README.md")
               if f"<!-- {mark} -->" in (ROOT / file).read_text()]
     assert marked and all(tables.between(path, mark) == shown[mark] for path, mark in marked)

@@ -78,7 +78,7 @@ def project(tmp_path: Path) -> Path:
 
 def environment(project: Path, **more: str) -> dict[str, str]:
     theirs = ("CUDA_VISIBLE_DEVICES", "GPUS", "GPUS_PER_JOB", "SLOTS", "QUEUE", "EVAL_ARGS", "ACCELERATE",
-              "DINOV2_CHECKPOINT", "OMP_NUM_THREADS")
+              "DINOV2_CHECKPOINT", "OMP_NUM_THREADS", "GPU_BUSY", "SLURM_JOB_ID")
     kept = {key: value for key, value in os.environ.items() if key not in theirs}
     return {**kept, "GRAFT_PYTHON": str(project / "bin/python"), "STARTED": str(project / "started"), "SLOTS": "2",
             "PATH": f"{project / 'bin'}:{os.environ['PATH']}", **more}
@@ -236,6 +236,8 @@ def engine(project: Path, commands: str, listed: str, memory: str, apps: str = "
     (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": "GPU-bb"}, 1, "GPU-bb-2"),
     (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": "0,1", "GPUS": "1"}, 1, "GPU-bb-2"),
     (TWO, IDLE, "", {"CUDA_VISIBLE_DEVICES": ""}, 0, ""),
+    (TWO, IDLE, "GPU-aa-1\n", {"GPU_BUSY": "ignore"}, 2, "GPU-aa-1 GPU-bb-2"),  # a display, or MPS
+    (TWO, IDLE, "GPU-aa-1\n", {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0"}, 1, "GPU-aa-1"),  # given by a queue
     (MIG, IDLE, "", {}, 3, "MIG-cc-3 MIG-dd-4 GPU-bb-2"),
     (MIG, IDLE, "MIG-cc-3\n", {"GPUS": "0"}, 2, "MIG-dd-4"),
     (MIG, IDLE, "", {"CUDA_VISIBLE_DEVICES": "MIG-dd-4"}, 1, "MIG-dd-4"),
@@ -258,7 +260,9 @@ def test_a_job_waits_for_a_gpu_with_one_line_and_locks_it_for_its_user(project):
     (project / "bin/sleep").chmod(0o755)
     show = """bash -c 'echo $CUDA_VISIBLE_DEVICES; ls "$TMPDIR"/*.lock'"""
     done = engine(project, f"_in_background {project}/log.txt 2 1 {show}", TWO, IDLE, "GPU-aa-1\n")
-    assert done.stderr.splitlines() == [f"{project}: waiting for 2 of 2 GPUs to be free"]
+    assert done.stderr.splitlines() == [
+        f"{project}: waiting for 2 of 2 GPUs to be free: no process on them and less than 600 MiB in use "
+        "(GPU_BUSY=ignore takes them as they are)"]
     assert (project / "log.txt").read_text().split() == ["GPU-aa-1,GPU-bb-2", *(
         f"{project}/graft-{os.getuid()}-{gpu}.lock" for gpu in ("GPU-aa-1", "GPU-bb-2"))]
     done = engine(project, f"_in_background {project}/none.txt 0 1 {show.replace('ls ', ': ')}", TWO, IDLE)

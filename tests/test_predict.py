@@ -236,7 +236,7 @@ def test_feature_maps_are_the_most_varied_channels_in_place():
 # --------------------------------------------------------------------------------------------- robustness
 
 def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
-    call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "vit", "cnn",
+    call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "vit", "cnn", "--baseline", "vit",
          "--output", tmp_path / "robustness.json")
     content = json.loads((tmp_path / "robustness.json").read_text())
     assert content["schema_version"] == 1 and set(content["conditions"]) == {"vit", "cnn"}
@@ -250,6 +250,11 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
         assert len(levels) == 25 and run["corrupted_accuracy"] == pytest.approx(np.mean(levels))
         assert len(set(levels)) > 5 and run["tta"]["views"] == 5 and run["teacher"] is None
         assert condition["summary"]["ece"]["mean"] == run["clean"]["ece"]
+    first, other = (content["conditions"][name]["runs"][0] for name in ("cnn", "vit"))
+    against = content["conditions"]["cnn"]["vs_baseline"]
+    assert "vs_baseline" not in content["conditions"]["vit"] and against["corrupted_accuracy"][
+        "difference"] == pytest.approx(first["corrupted_accuracy"] - other["corrupted_accuracy"])
+    assert against["ece"]["difference"] == pytest.approx(first["clean"]["ece"] - other["clean"]["ece"])
     assert "| vit |" in capsys.readouterr().out and content["data"]["n"] == {"clean": 360, "corrupted": 360}
 
     call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "vit", "--images", 40,

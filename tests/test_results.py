@@ -12,7 +12,8 @@ import pytest
 
 import write_results
 from graft.errors import UserError
-from graft.reporting import comparisons, components, results, stats, tables
+from graft.probes import hypotheses
+from graft.reporting import claims, comparisons, components, results, stats, tables
 
 DATA = {"id": "digits", "fingerprint": "f", "fingerprints": {"val": "f1", "test": "f1"}, "classes": 4}
 N = 120
@@ -403,3 +404,42 @@ def test_the_untrained_model_has_no_seed_in_any_of_its_contexts(tmp_path):
             **{(name, "test"): {0: pd.DataFrame({"correct": same < 0.3})} for name in names}}
     kshot, named = (comparisons.differences(rows, [("trained", name)])[0] for name in names)
     assert kshot["scope"] == named["scope"] == "seeds and examples" and kshot["ci95"] == named["ci95"]
+
+
+def test_heads_are_compared_by_the_class_token(tmp_path, monkeypatch):
+    """A student of two heads is read by their mean; beside it stands the difference where all are read alike."""
+    def rows(seed, accuracy, by_class):
+        found = scored(seed, accuracy)
+        return found | {f"accuracy_{name}": (found["prediction"] if name == "avg" else by_class) == found["label"]
+                        for name in ("cls", "dist", "avg")}
+
+    runs = [make_run(tmp_path, name, seed, rows(seed, accuracy, scored(seed + 9, head)["prediction"]))
+            for name, accuracy, head in (("baseline", 0.6, 0.6), ("distill", 0.9, 0.7)) for seed in (0, 1, 2)]
+    content = results.assemble("demo", DATA, runs, tmp_path)
+    own = content["conditions"]["distill"]
+    by_class = own["vs_baseline"]["test"]["accuracy_cls"]["difference"]
+    assert by_class == pytest.approx(own["summary"]["test"]["accuracy_cls"]["mean"]
+                                     - content["conditions"]["baseline"]["summary"]["test"]["accuracy_cls"]["mean"])
+    shown = tables.display(tables.table(content)).set_index("condition")["class token, points"]
+    assert shown["baseline"] == "" and shown["distill"].startswith(f"{100 * by_class:+.2f} [")
+    assert "class token alone" in write_results.notes(content)
+    assert "class token" not in tables.to_latex(tables.table(content))
+
+
+def test_verdicts_are_a_table():
+    values = {"distill": 2.0, "baseline": 3.0}
+    distance = {name: {seed: np.full(9, value) + np.arange(9) / 100 + seed / 50 for seed in (0, 1)}
+                for name, value in values.items()}
+    told = hypotheses.of_the_original({"cnn": "distill", "baseline": "baseline"}, distance, {}, {
+        name: {seed: np.arange(9) < 5 + seed + (name == "distill") for seed in (0, 1)} for name in values}, 0.01)
+    lines = claims.verdicts({"hypotheses": told}, lambda name: name.upper())
+    assert list(lines["verdict"]) == ["**undecided**"] * 3
+    assert lines["step"].iloc[0] == "no attention_distance for the role ssl"
+    told = [hypotheses.order("curse", "attention_distance", {"cnn": "distill", "baseline": "baseline"},
+                             "cnn < baseline", distance, hypotheses.of_images),
+            hypotheses.equal("same", "accuracy", {"a": "distill", "b": "baseline"}, ("a", "b"),
+                             {name: {seed: np.arange(9) < 5 + seed for seed in (0, 1)} for name in values}, 0.01)]
+    lines = claims.verdicts({"hypotheses": told}, lambda name: name.upper())
+    assert lines["difference"].iloc[0].startswith("BASELINE − DISTILL: +1.000 patches")
+    assert lines["step"].iloc[1] == "a = b within 1 point"
+    assert lines["difference"].iloc[1].startswith("DISTILL − BASELINE: +0.00 points [")

@@ -19,7 +19,8 @@ bash scripts/setup.sh "$@"
 PYTHON=${GRAFT_PYTHON:-$ROOT/.venv/bin/python}
 export PYTHONPATH="$ROOT/src:$ROOT/scripts${PYTHONPATH:+:$PYTHONPATH}"
 # The launcher passes these signals on and waits for the checkpoint they cause.
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 export CUDA_DEVICE_ORDER=PCI_BUS_ID
 
 # Of the devices that are here those that may be used, by UUID: an index means another GPU to CUDA than to nvidia-smi
@@ -57,11 +58,16 @@ _granted() { # NAMES: whether CUDA_VISIBLE_DEVICES has one of them, or the begin
     return 1
 }
 
-# Ours, with no process on them and almost no memory in use, where that is known.
+# Ours, with no process on them and almost no memory in use, where that is known. All of ours where a queue gave them to
+# us, or with GPU_BUSY=ignore: a display or a daemon (MPS) is on some at all times, and would be waited for in vain.
 free_gpus() {
     local busy uuid used index
     declare -A taken=()
     command -v nvidia-smi >/dev/null || return 0
+    if [[ "${GPU_BUSY:-}" == ignore || (-n "${SLURM_JOB_ID:-}" && -n "${CUDA_VISIBLE_DEVICES:-}") ]]; then
+        our_gpus
+        return
+    fi
     busy=$(nvidia-smi --query-compute-apps=gpu_uuid --format=csv,noheader 2>/dev/null || true)
     while IFS=', ' read -r index uuid used _; do
         [[ ! "$used" =~ ^[0-9]+$ || "$used" -lt 600 ]] || taken[$uuid]=1
@@ -163,7 +169,8 @@ _in_background() { # LOG GPUS THREADS COMMAND...: hold that many devices while t
             done
             # Too few: let go of them, so that two jobs that each hold half of what they need do not wait forever.
             for lock_fd in "${locks[@]}"; do exec {lock_fd}>&-; done
-            [[ -n "$told" ]] || echo "$(dirname "$log"): waiting for $wanted of $GRAFT_GPUS GPUs to be free" >&2
+            [[ -n "$told" ]] || echo "$(dirname "$log"): waiting for $wanted of $GRAFT_GPUS GPUs to be free: no process" \
+                "on them and less than 600 MiB in use (GPU_BUSY=ignore takes them as they are)" >&2
             told=1
             sleep $((5 + RANDOM % 10))
         done

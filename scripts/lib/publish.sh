@@ -17,7 +17,7 @@ for file in "$from"/{results,forensics,robustness,retention}.json "$from"/figure
     if [[ -f "$file" ]]; then cp "$file" "$to/"; fi
 done
 for file in README.md assets/README.md; do
-    if grep -qE "<!-- (results|contrasts|notes) $study -->" "$file"; then
+    if grep -qE "<!-- (results|contrasts|verdicts|notes) $study -->" "$file"; then
         PYTHONPATH=src "$PYTHON" scripts/write_results.py --results "$to/results.json" --out "$from" --into "$file"
     fi
 done

@@ -91,7 +91,8 @@ class Train:
     memory_format: Annotated[str, "auto | contiguous | channels_last", "of convolutions' weights and maps; auto: "
                              "channels_last on a GPU", "", "2026-11"] = "auto"
     compile: Annotated[str, "none | default | reduce-overhead | max-autotune", "torch.compile of the student"] = "none"
-    deterministic: Annotated[bool, "", "deterministic kernels on the GPU too (slower)"] = False
+    deterministic: Annotated[bool, "", "deterministic kernels on the GPU too (slower): a resumed run then ends "
+                                       "bit-identical there as on a CPU"] = False
     average: Annotated[str, "none | ema | swa", "weights that are evaluated beside, and exported instead of, the "
                                                 "last ones"] = "none"
     ema_decay: Annotated[float, "(0, 1)", "decay per optimizer step"] = 0.999

@@ -52,6 +52,9 @@ class Transformers:
                 for i, ids in zip(batch, self._batch(lm, [prompts[i] for i in batch]), strict=True):
                     yield i, cut(ids, self.source.stop, self.source.prompt.decode)
 
+    def release(self) -> None:
+        """Nothing: a model takes what it takes, and others have room beside it."""
+
     def _batch(self, lm: PreTrainedModel, prompts: list[Sequence[int]]) -> list[list[int]]:
         draws, stop = None, self.source.stop
         if self.temperature:

@@ -80,7 +80,7 @@ class Vllm:
                 base, tuned = ([(list(output.token_ids), output.cumulative_logprob) for output in
                                 self._answers(llm, prompts, one, CANARY_TOKENS, logprobs=1)] for one in (None, request))
             except Exception as error:  # of many kinds; the engine has said more
-                self._free()
+                self.release()
                 reason = " ".join(str(error).split())[:300]
                 raise UserError(f"{folder}: vLLM cannot serve this adapter ({reason})") from None
             if base == tuned:
@@ -91,7 +91,7 @@ class Vllm:
 
     def _engine(self, model: str) -> Any:
         if self.loaded is None or self.loaded[0] != model:
-            self._free()
+            self.release()
             source, base = self.source, model == self.source.model
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.rank} if base and self.rank else {}
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -105,8 +105,9 @@ class Vllm:
             self.loaded = model, llm
         return self.loaded[1]
 
-    def _free(self) -> None:
-        """End the engine's processes and let go of it; its memory is free only once nothing refers to it."""
+    def release(self) -> None:
+        """End the engine's processes and let go of it; its memory is free only once nothing refers to it. The next
+        answers start it again."""
         if self.loaded is not None:
             self.loaded[1].llm_engine.engine_core.shutdown()
         self.loaded = None

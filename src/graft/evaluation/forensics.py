@@ -14,6 +14,7 @@ from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import rebuild
 from graft.probes import _images, attention, receptive_field, similarity
+from graft.runtime.place import set_kernels
 
 SCHEMA_VERSION = 1
 FIELD_IMAGES = 64  # of the effective receptive field, which needs a backward pass a layer
@@ -152,6 +153,7 @@ def device(name: str) -> torch.device:
 
 def make_runs(options: argparse.Namespace, metrics: list[str], hessian_images: int) -> Runs:
     """From the command line."""
+    set_kernels()
     return Runs(Settings(tuple(metrics), options.split, options.images, options.cka_images, hessian_images,
                          options.kernel, options.batch_size, device(options.device), options.task_root,
                          options.allow_other_data), options.weights)

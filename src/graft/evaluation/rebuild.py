@@ -57,6 +57,17 @@ def trained(run_dir: Path) -> Trained:
                    info.get("models", {}))
 
 
+def run_folder(path: Path) -> Path:
+    """`path` if it is a run's folder, else its only `seed<k>`. Raises UserError if there is none or several."""
+    if checkpoint.is_run(path):
+        return path
+    seeds = files.seeds(path)
+    if len(seeds) == 1:
+        return seeds[0]
+    found = f"has {', '.join(seed.name for seed in seeds)}; name one" if seeds else "has no checkpoint"
+    raise UserError(f"teacher.path: {path} {found if path.is_dir() else 'does not exist'}; expected a run's folder")
+
+
 def runs_of(base_dir: Path, condition: str) -> list[Path]:
     """The run folders of a condition by seed, `seed<k>` and no other. Raises UserError if there are none."""
     def there(name: str) -> list[Path]:

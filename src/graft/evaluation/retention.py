@@ -112,7 +112,7 @@ class Evaluator:
                                                    self.options.base_dir, self.accelerator)
             found["probes"][probe.name] = asked
         if run_dir is not None:
-            found["kl"] = self._divergence(run_dir, cfg, probes, place / f"kl-{step}.json", weights)
+            found["kl"] = self._divergence(run_dir, cfg, probes, place / f"kl-{step}.json", weights, engine)
         return found
 
     def _longest(self, cfg: Config, probes: Sequence[Probe]) -> int:
@@ -128,7 +128,7 @@ class Evaluator:
         return self.prompts[key][1]
 
     def _divergence(self, run_dir: Path, cfg: Config, probes: Sequence[Probe], path: Path,
-                    weights: dict[str, str]) -> dict[str, list[float]]:
+                    weights: dict[str, str], engine: Any) -> dict[str, list[float]]:
         """Mean KL per token of each item, by probe and for `text`; from `path` where that is still true."""
         count = self.options.kl_items
         chosen = {probe.name: [probe.index[i] for i in range(min(count, len(probe.index)))] for probe in probes}
@@ -142,6 +142,7 @@ class Evaluator:
         if isinstance(kept, dict) and all(kept.get(key) == value for key, value in wanted.items()) and _whole(
                 kept.get("kl"), {**{name: len(own) for name, own in chosen.items()}, "text": len(self.texts)}):
             return kept["kl"]
+        engine.release()  # vLLM reserves nearly all memory, and would find too little of it again
         trained, base = self._models(run_dir, cfg, probes[0].task)
         found = {}
         for probe in probes:
@@ -150,6 +151,10 @@ class Evaluator:
             found[probe.name] = self._per_item(trained, base, own)
         lines = [probes[0].task.prompt.tokenizer(line)["input_ids"] for line in self.texts]
         found["text"] = self._per_item(trained, base, [(ids[:1], ids[1:]) for ids in lines])
+        if engine.name == "vllm":
+            del trained, base
+            self.models.clear()
+            torch.cuda.empty_cache()
         if self.accelerator.is_main_process:
             results.write_json(path, {**wanted, "kl": found})
         return found

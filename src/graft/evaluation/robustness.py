@@ -14,7 +14,9 @@ from graft.evaluation import rebuild
 from graft.evaluation.scoring import score
 from graft.probes import _images, classification
 from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
+from graft.probes.hypotheses import of_seeds
 from graft.reporting import stats
+from graft.runtime.place import set_kernels
 from graft.tasks._task import Split, Task
 
 SUMMARISED = {"accuracy": stats.SHARE, "nll": stats.POSITIVE, "brier": (0.0, 2.0), "ece": stats.SHARE}
@@ -54,6 +56,7 @@ class Evaluator:
 
     def __init__(self, options: argparse.Namespace):
         self.split, self.weights, self.images = options.split, options.weights, options.images
+        set_kernels()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = rebuild.Tasks(self.device, options.task_root, options.allow_other_data)
         self.data: Task | None = None  # of the first run
@@ -105,6 +108,14 @@ class Evaluator:
         if not teacher.num_classes:
             return None
         return classification.agreement(clean, log_probs(teacher, task.splits[self.split]))
+
+
+def to_baseline(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
+    """Differences to the baseline's runs on these same images, for new seeds (`hypotheses.of_seeds`)."""
+    values = {"corrupted_accuracy": lambda run: run["corrupted_accuracy"], "ece": lambda run: run["clean"]["ece"],
+              "tta_accuracy": lambda run: run["tta"]["accuracy"]}
+    return {key: of_seeds(*({run["seed"]: value(run) for run in side} for side in (runs, baseline)))
+            for key, value in values.items()}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

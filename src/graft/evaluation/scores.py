@@ -18,11 +18,10 @@ from graft.evaluation.neighbours import Neighbours
 from graft.evaluation.scoring import score
 from graft.reporting import results
 from graft.runtime import checkpoint
-from graft.runtime.place import accelerator
+from graft.runtime.place import accelerator, set_kernels
 from graft.runtime.provenance import code_sha
 from graft.tasks._task import Task
 from graft.tasks._text import TextTask
-from graft.teachers.run import run_folder
 
 # What a condition may change without its comparison with the baseline becoming one of recipes.
 SUBJECT = ("method", "teacher", "objective")
@@ -35,6 +34,7 @@ class Scorer:
         self.options = options
         self.base_dir, self.weights, self.splits = options.base_dir, options.weights, options.splits
         self.accelerator = accelerator()
+        set_kernels()
         self.task = rebuild.Tasks(self.accelerator.device, options.task_root, options.allow_other_data)
         self.language = language.Scorer(options, self.accelerator)
         self.teachers: set[str] = set()  # those that are what their students learned from
@@ -84,7 +84,7 @@ class Scorer:
         if part.name != "run" or key in self.teachers:
             return
         try:
-            checkpoint.finished(run_folder(Path(part.args["path"])))
+            checkpoint.finished(rebuild.run_folder(Path(part.args["path"])))
         except UserError:  # gone, or being trained: there is nothing to compare with
             return
         rebuild.teacher(run, task, self.task.allow_other)

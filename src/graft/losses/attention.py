@@ -1,5 +1,6 @@
 """The student's attention between patches follows a given pattern: local, uniform, or the teacher's."""
 
+import functools
 from typing import Annotated
 
 import torch
@@ -27,12 +28,18 @@ def loss(student_attention: Tensor, teacher_attention: Tensor | None, visible: T
     if target == "teacher":
         wanted = teacher_attention.detach()[:, None]
     else:
-        wanted = pattern(attention.shape[-1], target, radius).to(attention)[None, None]
+        wanted = _placed(attention.shape[-1], target, radius, attention.device, attention.dtype)[None, None]
     keys = seen[:, None, None]
     goal, own = (rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
                  for rows in (wanted * keys, attention * keys))
     apart = torch.special.xlogy(goal, goal) - goal * own.clamp_min(torch.finfo(torch.float32).tiny).log()
     return masked_mean(apart.sum(-1).mean(1), seen, (1,))
+
+
+@functools.cache
+def _placed(tokens: int, target: str, radius: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once and kept where it is needed: a copy to the GPU in every step would wait for it."""
+    return pattern(tokens, target, radius).to(device, dtype)
 
 
 def pattern(tokens: int, target: str, radius: float) -> Tensor:

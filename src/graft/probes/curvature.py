@@ -1,8 +1,10 @@
 """Curvature of the loss at a checkpoint: trace, largest eigenvalues and spectral density of the Hessian.
 
-The loss is the mean cross-entropy of the inference logits in evaluation mode, without label smoothing, in fp32
-(no TF32, no autocast), over exactly the images given. Products with the Hessian are exact up to rounding; only the
-trace and the density are estimates. All parameters count, also those the inference logits do not depend on.
+The loss is the mean cross-entropy of the logits in evaluation mode, without label smoothing, in fp32 (no TF32, no
+autocast), over exactly the images given. Of a student with several heads these are the class token's logits: the mean
+of two heads has the curvature of neither, and a condition that is read by it could not be compared with one that is
+not. All parameters count, also those that the logits do not depend on. Products with the Hessian are exact up to
+rounding; only the trace and the density are estimates.
 
 Products are reverse-over-reverse, because that graph can be kept. curvlinops' own Hessian is not used: it is a jvp
 of torch's `jacrev`, which (torch 2.15) gets the rows of layer norm weights wrong, 1% of a small ViT's product.
@@ -88,8 +90,9 @@ class Hessian:
         """A batch's share of the loss and of its gradient, differentiable; None where a parameter has no part in it."""
         if self._kept is not None:
             return self._kept
-        logits = self.model(to_float(self.images[batch])).logits.float()
-        loss = F.cross_entropy(logits, self.labels[batch], reduction="sum") / len(self.images)
+        out = self.model(to_float(self.images[batch]))
+        logits = out.readings.get("cls", out.logits)
+        loss = F.cross_entropy(logits.float(), self.labels[batch], reduction="sum") / len(self.images)
         gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
         if len(self.batches) == 1:
             self._kept = loss.detach(), gradient

@@ -114,7 +114,7 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     The 95% interval inside the margin is the two one-sided tests of Schuirmann 1987 at 2.5%.
     """
     first, second = pair
-    claim = f"{first} = {second} within {margin:g}"
+    claim = f"{first} = {second} within {points(margin)}"
     missing = [role for role in pair if not values.get(roles.get(role, ""))]
     if missing:
         return untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
@@ -122,6 +122,11 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
         difference := of_images(values[roles[first]], values[roles[second]])), "verdict": within(difference, margin)}]
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
+
+
+def points(margin: float) -> str:
+    """A margin of accuracy in words."""
+    return f"{100 * margin:g} point{'s' * (margin != 0.01)}"
 
 
 def within(difference: dict[str, Any], margin: float) -> str:

@@ -18,6 +18,7 @@ from graft.probes.hypotheses import (
     equal,
     of_images,
     order,
+    points,
     reason,
     told_from_zero,
     untested,
@@ -76,7 +77,7 @@ def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct:
     of their range leaves the claim undecided, a smaller one is read at the end of the line.
     """
     head = ("locality_explains", "accuracy",
-            f"cnn - baseline = as the attention distance predicts, within {margin:g}")
+            f"cnn - baseline = as the attention distance predicts, within {points(margin)}")
     wanted = [roles.get("baseline", ""), roles.get("cnn", ""), *doses]
     if missing := [name or "cnn" for name in wanted if not distance.get(name) or not correct.get(name)]:
         return untested(*head, f"no attention distance and accuracy of {', '.join(missing)}")
@@ -106,7 +107,8 @@ def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct:
 
 def _same(what: str, a: Mapping[int, NDArray], b: Mapping[int, NDArray], margin: float) -> dict[str, Any]:
     found = of_images(a, b)
-    return {"claim": f"{what} within {margin:g}", "margin": margin, **found, "verdict": within(found, margin)}
+    return {"claim": f"{what} within {points(margin)}", "margin": margin, **found,
+            "verdict": within(found, margin)}
 
 
 def _some(what: str, values: Mapping[int, NDArray]) -> dict[str, Any]:

@@ -3,8 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
+
 from graft.reporting import stats, tables
 from graft.reporting.comparisons import GAP
+
+UNITS = {"accuracy": (100, ".2f", " points"), "attention_distance": (1, ".3f", " patches"),
+         "hessian_trace": (1, ".4g", "")}  # of a statistic: what it is shown times, its format, its unit
 
 
 def of_results(content: dict[str, Any], split: str, label: Callable[[str], str]) -> dict[str, list[dict[str, Any]]]:
@@ -43,14 +48,29 @@ def _card(claim: str, versus: dict[str, Any], about: list[str]) -> dict[str, Any
 
 
 def of_forensics(content: dict[str, Any], label: Callable[[str], str]) -> list[dict[str, Any]]:
-    """The original study's claims as `graft.probes.hypotheses` judged them: one card a claim, its legs in it."""
+    """The claims as `graft.probes.hypotheses` and `.mediation` judged them: one card a claim, its legs in it."""
     found = []
     for claim in content.get("hypotheses", []):
-        legs = [{"claim": leg["claim"], "verdict": leg["verdict"], "difference": f"{leg['difference']:+.4g}",
+        scale, form, unit = UNITS.get(claim["statistic"], (1, ".4g", ""))
+        legs = [{"claim": leg["claim"], "verdict": leg["verdict"],
+                 "difference": f"{scale * leg['difference']:+{form}}{unit}",
                  "of": f"{label(leg['more'])} − {label(leg['less'])}" if "more" in leg and "less" in leg else "",
-                 "interval": "none" if leg["ci95"][0] is None else "[{:+.4g}, {:+.4g}]".format(*leg["ci95"]),
-                 "detectable": f"{leg['detectable']:.4g}" if leg.get("detectable") is not None else ""}
+                 "interval": "none" if leg["ci95"][0] is None else
+                             "[" + ", ".join(f"{scale * end:+{form}}" for end in leg["ci95"]) + "]",
+                 "detectable": f"{scale * leg['detectable']:{form}}" if leg.get("detectable") is not None else ""}
                 for leg in claim["legs"]]
         found.append({"claim": f"{claim['name'].replace('_', ' ')}: {claim['claim']}", "verdict": claim["verdict"],
                       "statistic": claim["statistic"].replace("_", " "), "legs": legs, "reason": claim["reason"]})
     return found
+
+
+def verdicts(content: dict[str, Any], label: Callable[[str], str]) -> pd.DataFrame:
+    """The same as a table of text, a line a leg; a claim without legs says why."""
+    lines = []
+    for card in of_forensics(content, label):
+        legs = card["legs"] or [{"claim": card["reason"], "of": "", "difference": "", "interval": "", "verdict": ""}]
+        lines += [{"claim": "" if i else card["claim"], "verdict": "" if i else f"**{card['verdict']}**",
+                   "step": leg["claim"], "difference": " ".join(filter(None, (leg["of"] and leg["of"] + ":",
+                                                                              leg["difference"], leg["interval"]))),
+                   "its verdict": leg["verdict"]} for i, leg in enumerate(legs)]
+    return pd.DataFrame(lines)

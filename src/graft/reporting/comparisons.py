@@ -11,7 +11,8 @@ from graft.reporting import components, stats
 
 # The metrics compared where rows have them: column of the rows, and resamplings (real values have no repeated patterns
 # to draw at once, so they cost more).
-COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000)}
+COMPARED = {"accuracy": ("correct", 10_000), "accuracy_flexible": ("correct_flexible", 10_000), "nll": ("nll", 2_000),
+            "accuracy_cls": ("accuracy_cls", 2_000)}
 UNTRAINED = "base_"  # what the conditions of the untrained model begin with
 GAP = (f"{UNTRAINED}0shot", f"{UNTRAINED}kshot")  # without worked examples, and with the teacher's
 

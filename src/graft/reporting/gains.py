@@ -26,6 +26,8 @@ def run_name(folder: str) -> str:
 def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
     """One row a condition with a scored teacher: accuracies, gain with its interval, both efficiencies; fractions.
 
+    Without teachers that have no classifier: how often their nearest images agree is no accuracy to compare with.
+
     `ratio` = student / teacher, which the original calls transfer efficiency and which rewards bad teachers, NaN for
     one that is never right;
     `gap_closed` = (student - baseline) / (teacher - baseline), NaN unless the teacher is better than the baseline.
@@ -37,7 +39,7 @@ def gains(content: dict[str, Any], split: str) -> pd.DataFrame:
     rows = []
     for name, condition in conditions.items():
         teacher, versus = teacher_of(condition), condition["vs_baseline"].get(split, {}).get("accuracy")
-        if teacher not in mean or versus is None:
+        if teacher not in mean or versus is None or any("readout" in run for run in conditions[teacher]["runs"]):
             continue
         gap = mean[teacher] - mean[baseline]
         rows.append({"condition": name, "teacher": teacher, "split": split, "seeds": versus["seeds"][0],

@@ -70,7 +70,8 @@ ROBUSTNESS = {
     "study": str, "data": {"fingerprint": str, "classes": [str], "n?": {"clean": Count(1), "corrupted": Count()}},
     "order": [str], "conditions": {"*": {"runs": [{
         "seed": int, "split": str, "checkpoint_sha256": str, "clean": CLEAN,
-        "corruptions?": {"*": {"*": {"accuracy": Share()}}}}], "summary?": {"*": MEAN}}}}
+        "corruptions?": {"*": {"*": {"accuracy": Share()}}}}], "summary?": {"*": MEAN},
+        "vs_baseline?": {"*": {"difference": NUMBER, "ci95": CI95}}}}}
 
 CKA = {"n": Count(), "layers_1": [str], "layers_2": [str], "cka": [[MAYBE]], "null": {"max_abs": MAYBE}}
 HESSIAN = {

@@ -12,12 +12,14 @@ from graft.errors import UserError
 from graft.reporting import latex
 from graft.reporting.reading import labels
 
-BESIDE = ("to base_0shot", "flexible", "gap closed, flexible", "cut off", "chance")
+BESIDE = ("class token", "to base_0shot", "flexible", "gap closed, flexible", "cut off", "chance")
 VALUE = re.compile(r"((?:< )?[+-]?\d+(?:\.\d+)?)(?: ([\[(].*))?$")  # a number, and its interval or note
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
     """One row a condition and split: accuracy, difference to the baseline, chance; fractions.
+
+    Of students with two heads also the difference where all are read by their class token.
 
     Of text also the difference to the untrained model and the share of its gap that is closed, where there are such,
     flexible accuracy and the share of answers that were cut off. In the order of the conditions in `results`, the
@@ -30,13 +32,16 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
     for name, condition in ((name, results["conditions"][name]) for name in names):
         for split, summary in condition["summary"].items():
             accuracy = summary["accuracy"]
-            versus = condition["vs_baseline"].get(split, {}).get("accuracy", {})
+            against = condition["vs_baseline"].get(split, {})
+            versus, by_class_token = against.get("accuracy", {}), against.get("accuracy_cls")
             lines.append({
                 "condition": name, "split": split, "seeds": accuracy["seeds"],
                 "n": next(run["n"] for run in condition["runs"] if run["split"] == split),
                 "accuracy": accuracy["mean"], **_ends("", accuracy), **_difference("difference", versus),
                 "p_holm": versus.get("p_holm"), "detectable": versus.get("detectable"),
-                "chance": 1 / classes if classes else None, **_of_text(condition, split)})
+                "chance": 1 / classes if classes else None,
+                **(_difference("class_token", by_class_token) if by_class_token else {}),
+                **_of_text(condition, split)})
     return _numbers(lines, ("condition", "split", "seeds", "n"), results)
 
 
@@ -115,6 +120,8 @@ def _condition(row: Any) -> dict[str, str]:
     one_seed = " (1 seed)" if row.seeds == 1 else ""
     shown = {"condition": row.condition, "split": row.split, "seeds": str(row.seeds), "n": str(row.n),
              "accuracy %": _interval(row, "accuracy", prefix="") + one_seed, **_comparison(row)}
+    if hasattr(row, "class_token"):
+        shown["class token, points"] = "" if np.isnan(row.class_token) else _interval(row, "class_token", "+")
     if hasattr(row, "to_base"):
         shown["to base_0shot, points"] = "" if np.isnan(row.to_base) else _interval(row, "to_base", "+")
     for column, name in {"gap_closed": "gap closed %", "flexible": "flexible %",

@@ -73,8 +73,9 @@ def accelerator(*handlers: KwargsHandler) -> Accelerator:
                        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), *handlers])
 
 
-def set_kernels(tf32: bool, deterministic: bool) -> None:
-    """Which kernels this process may use; all of its computation after this."""
+def set_kernels(tf32: bool = False, deterministic: bool = False) -> None:
+    """Which kernels this process may use; all of its computation after this. What measures calls it as it is: torch
+    allows TF32 in convolutions unless told otherwise, and scores are fp32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

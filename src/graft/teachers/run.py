@@ -9,7 +9,7 @@ from graft import keyed
 from graft.config.options import Part
 from graft.errors import UserError
 from graft.evaluation import rebuild
-from graft.runtime import checkpoint, files, identity
+from graft.runtime import checkpoint, identity
 from graft.students._weights import mismatch
 from graft.tasks._task import Task
 from graft.teachers._freeze import freeze, isolated
@@ -27,7 +27,7 @@ def build(task: Task, *,
     Raises UserError if it was trained for another number of classes, its weights do not fit, or (without `other_data`)
     it was trained with other classes, validation or test images: it may have learned them.
     """
-    folder = run_folder(Path(path))
+    folder = rebuild.run_folder(Path(path))
     trained = rebuild.trained(folder)
     part = trained.config.student
     teacher = isolated(lambda: rebuild.architecture(part, task), keyed.key(init_seed, "teacher", part.name))
@@ -40,17 +40,6 @@ def build(task: Task, *,
     if ssl:
         teacher.num_classes = 0  # its head never got a loss
     return freeze(teacher)
-
-
-def run_folder(path: Path) -> Path:
-    """`path` if it is a run's folder, else its only `seed<k>`. Raises UserError if there is none or several."""
-    if checkpoint.is_run(path):
-        return path
-    seeds = files.seeds(path)
-    if len(seeds) == 1:
-        return seeds[0]
-    found = f"has {', '.join(seed.name for seed in seeds)}; name one" if seeds else "has no checkpoint"
-    raise UserError(f"teacher.path: {path} {found if path.is_dir() else 'does not exist'}; expected a run's folder")
 
 
 def _refuse_other_data(trained: rebuild.Trained, task: Task, ssl: bool) -> None:

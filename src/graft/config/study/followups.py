@@ -75,8 +75,9 @@ def _table(graph: Graph, *_: object) -> list[Job]:
 
 
 def _robustness(graph: Graph, conditions: Sequence[str], *_: object) -> list[Job]:
-    return [_step(graph, "robustness", "eval_robustness", ["--base_dir", str(graph.at), "--conditions", *conditions,
-                  "--split", graph.splits[-1], "--output", str(graph.at / "robustness.json")], gpus="work")]
+    return [_step(graph, "robustness", "eval_robustness",
+                  ["--base_dir", str(graph.at), "--conditions", *conditions, "--baseline", graph.study.baseline,
+                   "--split", graph.splits[-1], "--output", str(graph.at / "robustness.json")], gpus="work")]
 
 
 def _roles(graph: Graph) -> dict[str, str]:

@@ -20,6 +20,7 @@ SEEN = {"avg_attention_distance": ("attention distance, patches", "mean_distance
         "avg_cls_dispersion": ("dispersion of the class token, patches²", "cls_dispersion"),
         "avg_cls_self_attn": ("class token on itself", "cls_self_attn"),
         "receptive_field_radius": ("effective receptive field, radius in pixels", "receptive_field_radius"),
+        "avg_patch_mass": ("attention on patches, share", ""),
         "collapsed_heads_ratio_relative": ("collapsed heads, share", ""), "hessian_trace": ("Hessian trace", "")}
 
 
@@ -153,7 +154,9 @@ def robustness(sources: Any) -> dict[str, Any]:
     own = content["conditions"]
     keys = [key for key in MEASURES if any(key in condition.get("summary", {}) for condition in own.values())]
     units = {key: (MEASURES[key][1], 2 if MEASURES[key][1] == 100 else 4) for key in keys}  # scale, decimals
-    rows = [[sources.label(name), *(_mean(condition.get("summary", {}).get(key), *units[key]) for key in keys)]
+    compared = [key for key in keys if any(key in condition.get("vs_baseline", {}) for condition in own.values())]
+    rows = [[sources.label(name), *(_mean(condition.get("summary", {}).get(key), *units[key]) for key in keys),
+             *(_change(condition.get("vs_baseline", {}).get(key)) for key in compared)]
             for name, condition in own.items()]
     series = [{"label": sources.label(name), "i": sources.number(name), "points": _reliability(condition["runs"])}
               for name, condition in own.items()]
@@ -163,8 +166,18 @@ def robustness(sources: Any) -> dict[str, Any]:
                          "confidence, %", whole=False) + charts.legend(names, ["calibrated"])
     fewer = reading.corrupted_of(content)
     some = f"; corruptions and averaged views on {fewer[0]:,} of {fewer[1]:,} images" if fewer else ""
-    return {"head": ["condition", *(MEASURES[key][0] for key in keys)], "rows": rows, "chart": chart, "some": some,
+    head = ["condition", *(MEASURES[key][0] for key in keys),
+            *(f"{MEASURES[key][0].removesuffix(' %')}, difference to the baseline, points" for key in compared)]
+    return {"head": head, "rows": rows, "chart": chart, "some": some,
             "corruptions": _corruptions(sources, own)}
+
+
+def _change(found: dict[str, Any] | None) -> str:
+    """A difference to the baseline in points, with its interval for new seeds."""
+    if found is None:
+        return "–"
+    between = "" if found["ci95"][0] is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in found["ci95"]))
+    return f"{100 * found['difference']:+.2f}{between}"
 
 
 def _reliability(runs: list[dict[str, Any]]) -> list[tuple[float, float]]:
