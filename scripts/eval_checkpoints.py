@@ -29,6 +29,11 @@ def contrast(word: str) -> tuple[str, str]:
     return a, b
 
 
+def main_comparison(word: str) -> tuple[str, str]:
+    """The two conditions of `a:b`; "" for the baseline of a condition alone."""
+    return contrast(word) if ":" in word else (word, "")
+
+
 def label(word: str) -> tuple[str, str]:
     """Name and display name of `name=label`."""
     name, equals, text = word.partition("=")
@@ -63,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", default="baseline", help="the condition the others are compared with")
     parser.add_argument("--contrasts", nargs="+", type=contrast, default=[], metavar="A:B",
                         help="pairs of conditions to compare besides")
-    parser.add_argument("--primary", nargs="+", default=[], metavar="CONDITION|A:B",
+    parser.add_argument("--primary", nargs="+", type=main_comparison, default=[], metavar="CONDITION|A:B",
                         help="the main comparisons, with the baseline or as a contrast")
     parser.add_argument("--splits", nargs="+", choices=script_options.SPLITS, default=script_options.SPLITS)
     parser.add_argument("--allow_missing", action="store_true", help="go on without unfinished conditions")
@@ -82,7 +87,7 @@ def arguments() -> argparse.Namespace:
     if options.icl and options.limit:
         raise UserError("--limit: a share of the gap is one of all questions; leave out --icl")
     options.contrasts = list(dict.fromkeys(options.contrasts))
-    options.primary = [contrast(word) if ":" in word else (word, options.baseline) for word in options.primary]
+    options.primary = [(a, b or options.baseline) for a, b in options.primary]
     known = [*options.contrasts, *((name, options.baseline) for name in options.conditions if name != options.baseline)]
     for pair in options.primary:
         if pair not in known:

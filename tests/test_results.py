@@ -1,5 +1,6 @@
 """results.json: what is written is what was scored, and what must not be compared is refused."""
 
+import argparse
 import copy
 import io
 import json
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import eval_checkpoints
 import write_results
 from graft.errors import UserError
 from graft.probes import hypotheses
@@ -132,6 +134,9 @@ def test_primary_comparisons_are_a_family_of_their_own(tmp_path, runs):
     content, own = adjusted(primary=[("distill", "baseline")])
     assert content["primary"] == [["distill", "baseline"]]
     assert [one["p_holm"] for one in own] == pytest.approx([one["p"] for one in own])
+    with pytest.raises(argparse.ArgumentTypeError, match="expected two conditions as a:b, got 'distill:'"):
+        eval_checkpoints.main_comparison("distill:")
+    assert [eval_checkpoints.main_comparison(word) for word in ("distill", "a:b")] == [("distill", ""), ("a", "b")]
     content, both = adjusted()
     assert "primary" not in content and min(one["p_holm"] for one in both) == pytest.approx(
         min(1, 2 * min(one["p"] for one in own)))
