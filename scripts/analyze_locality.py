@@ -80,13 +80,13 @@ def main() -> None:
     from graft.reporting import results
 
     named = {"cnn": options.cnn, "baseline": options.baseline, "ssl": options.ssl}
-    curved = options.hessian_conditions or claimed(options.conditions, {r: n for r, n in named.items() if n},
-                                                   options.doses)
+    about = claimed(options.conditions, {role: name for role, name in named.items() if name}, options.doses)
+    curved = (options.hessian_conditions or about) if options.hessian else []
     runs = make_runs(options, ["attention", "cka", *(["hessian"] if options.hessian else [])], options.hessian)
     conditions: dict[str, Condition] = {}
     for name in tqdm(options.conditions, desc="analysing", disable=None):
         try:
-            conditions[name] = measure(runs, runs_of(options.base_dir, name), options.hessian > 0 and name in curved)
+            conditions[name] = measure(runs, runs_of(options.base_dir, name), name in curved)
         except UserError as error:
             if not options.allow_missing:
                 raise

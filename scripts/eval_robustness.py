@@ -56,8 +56,10 @@ def main() -> None:
             tqdm.write(f"left out {name}: {error}")
     if not conditions:
         raise UserError(f"{options.base_dir}: no condition could be evaluated")
-    for name in conditions.keys() - {options.baseline} if options.baseline in conditions else ():
-        conditions[name]["vs_baseline"] = to_baseline(*(conditions[one]["runs"] for one in (name, options.baseline)))
+    if baseline := conditions.get(options.baseline):
+        for own in conditions.values():
+            if own is not baseline:
+                own["vs_baseline"] = to_baseline(own["runs"], baseline["runs"])
     task = evaluator.data
     size = len(task.splits[options.split])
     results.write_json(options.output, {

@@ -98,20 +98,23 @@ def conditions_table(content: dict[str, Any]) -> str:
         teacher = _shown(content, run_name(str(path))) if path else code(changed.get("teacher.name", ("", "---"))[1])
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
         notes += [f"view {changed['teacher.view'][1]}"] if "teacher.view" in changed else []
-        terms = []
-        for key, (old, new) in changed.items():
-            if re.fullmatch(r"objective\.[^.]+\.weight", key):
-                term = key.split(".")[1]
-                own = [f"{other.split('.')[2]} {changed[other][1]}" for other in apart
-                       if other.startswith(f"objective.{term}.") and other in changed]
-                terms.append(f"{escape(term)} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
-                             + (f" ({escape(', '.join(own))})" if own else ""))
+        terms = [_term(key.split(".")[1], changed, apart) for key in changed
+                 if re.fullmatch(r"objective\.[^.]+\.weight", key)]
         recipe = "; ".join(f"{code(key)} {escape(old)} to {escape(new)}"
                            for key, old, new in condition.get("recipe_differs", ()))
         rows.append([_shown(content, name), teacher + "".join(f", {escape(note)}" for note in notes),
                      "; ".join(terms) or "---", recipe or "---"])
     return tabular(["condition", "teacher", "objective: weights", "recipe"], rows,
                    r"lp{0.22\linewidth}p{0.22\linewidth}p{0.25\linewidth}")
+
+
+def _term(name: str, changed: dict[str, tuple[Any, Any]], apart: list[str]) -> str:
+    """A term's weight, and in brackets those of its keys that are `apart`."""
+    old, new = changed[f"objective.{name}.weight"]
+    own = [f"{key.split('.')[2]} {changed[key][1]}" for key in apart
+           if key.startswith(f"objective.{name}.") and key in changed]
+    return (f"{escape(name)} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
+            + (f" ({escape(', '.join(own))})" if own else ""))
 
 
 def _weight(value: Any) -> str:

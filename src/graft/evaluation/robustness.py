@@ -112,15 +112,20 @@ class Evaluator:
 
 def to_baseline(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
     """Differences to the baseline's runs on these same images, for new seeds (`hypotheses.of_seeds`)."""
-    values = {"corrupted_accuracy": lambda run: run["corrupted_accuracy"], "ece": lambda run: run["clean"]["ece"],
-              "tta_accuracy": lambda run: run["tta"]["accuracy"]}
-    return {key: of_seeds(*({run["seed"]: value(run) for run in side} for side in (runs, baseline)))
-            for key, value in values.items()}
+    sides = [{run["seed"]: _main_numbers(run) for run in side} for side in (runs, baseline)]
+    return {key: of_seeds(*({seed: numbers[key] for seed, numbers in side.items()} for side in sides))
+            for key in ("corrupted_accuracy", "ece", "tta_accuracy")}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and 95% interval over seeds of the main numbers."""
-    found = {f"{prefix}{name}": stats.seed_summary([run[views][name] for run in runs], within)
-             for prefix, views in (("", "clean"), ("tta_", "tta")) for name, within in SUMMARISED.items()}
-    return found | {"macro_f1": stats.seed_summary([run["clean"]["macro"]["f1"] for run in runs], stats.SHARE),
-                    "corrupted_accuracy": stats.seed_summary([run["corrupted_accuracy"] for run in runs], stats.SHARE)}
+    numbers = [_main_numbers(run) for run in runs]
+    within = {key: SUMMARISED.get(key.removeprefix("tta_"), stats.SHARE) for key in numbers[0]}
+    return {key: stats.seed_summary([one[key] for one in numbers], within[key]) for key in within}
+
+
+def _main_numbers(run: dict[str, Any]) -> dict[str, float]:
+    """Those of one run; shares where `SUMMARISED` does not say otherwise."""
+    found = {f"{prefix}{name}": run[views][name] for prefix, views in (("", "clean"), ("tta_", "tta"))
+             for name in SUMMARISED}
+    return found | {"macro_f1": run["clean"]["macro"]["f1"], "corrupted_accuracy": run["corrupted_accuracy"]}

@@ -118,10 +118,17 @@ def equal(name: str, statistic: str, roles: Roles, pair: tuple[str, str], values
     missing = [role for role in pair if not values.get(roles.get(role, ""))]
     if missing:
         return untested(name, statistic, claim, f"no {statistic} for the role {', '.join(missing)}")
-    legs = [{"claim": claim, "more": roles[first], "less": roles[second], "margin": margin, **(
-        difference := of_images(values[roles[first]], values[roles[second]])), "verdict": within(difference, margin)}]
+    leg = same(f"{first} = {second}", values[roles[first]], values[roles[second]], margin)
+    legs = [leg | {"more": roles[first], "less": roles[second]}]
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
+
+
+def same(what: str, a: Mapping[int, NDArray], b: Mapping[int, NDArray], margin: float) -> dict[str, Any]:
+    """The leg that two sides, {seed: (n,)}, agree up to `margin`."""
+    difference = of_images(a, b)
+    return {"claim": f"{what} within {points(margin)}", "margin": margin, **difference,
+            "verdict": within(difference, margin)}
 
 
 def points(margin: float) -> str:

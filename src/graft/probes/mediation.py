@@ -20,9 +20,9 @@ from graft.probes.hypotheses import (
     order,
     points,
     reason,
+    same,
     told_from_zero,
     untested,
-    within,
 )
 from graft.reporting import stats
 
@@ -97,18 +97,12 @@ def _explained(roles: Roles, doses: Sequence[str], distance: ByExample, correct:
         there[seed], here[seed] = weights(imposed, before) @ rows, correct[baseline][seed].astype(float)
         predicted[seed] = weights(imposed, after) @ rows - there[seed]
         observed[seed] = correct[arm][seed] - here[seed]
-    legs = [_same(f"curve at {baseline}'s distance = {baseline}", there, here, margin),
+    legs = [same(f"curve at {baseline}'s distance = {baseline}", there, here, margin),
             _some("predicted change is not 0", predicted), _some("observed change is not 0", observed),
-            _same("observed change = predicted change", observed, predicted, margin)]
+            same("observed change = predicted change", observed, predicted, margin)]
     name, statistic, claim = head
     return {"name": name, "statistic": statistic, "claim": claim, "verdict": all_of(legs), "legs": legs,
             "reason": reason(legs)}
-
-
-def _same(what: str, a: Mapping[int, NDArray], b: Mapping[int, NDArray], margin: float) -> dict[str, Any]:
-    found = of_images(a, b)
-    return {"claim": f"{what} within {points(margin)}", "margin": margin, **found,
-            "verdict": within(found, margin)}
 
 
 def _some(what: str, values: Mapping[int, NDArray]) -> dict[str, Any]:

@@ -31,10 +31,11 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str]],
         column, draws = COMPARED[metric]
         compared = [{"a": a, "b": b, "split": split, "metric": metric, **_compare(rows, a, b, split, column, draws)}
                     for a, b in pairs if _has(rows, a, split, column) and _has(rows, b, split, column)]
-        first = [(one["a"], one["b"]) in primary for one in compared]
-        adjusted = {among: iter(stats.holm([one["p"] for one, own in zip(compared, first) if own is among]))
-                    for among in (True, False)}
-        found += [{**one, "p_holm": next(adjusted[own])} for one, own in zip(compared, first)]
+        for main in (True, False):
+            family = [one for one in compared if ((one["a"], one["b"]) in primary) is main]
+            for one, p_holm in zip(family, stats.holm([one["p"] for one in family]), strict=True):
+                one["p_holm"] = p_holm
+        found += compared
     return found
 
 
