@@ -372,3 +372,13 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
         exit_cleanly(lambda: (tmp_path / "nowhere" / "x.json").write_text(""))
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/nowhere/x.json: No such file or directory\n"
+
+
+@pytest.mark.parametrize("world, code", [("2", 4), ("1", -signal.SIGABRT)])
+def test_threads_of_a_process_group_cannot_change_the_exit_code(world, code):
+    """What they do now and then while Python shuts down, always."""
+    ends = ("import atexit, os; atexit.register(os.abort)\nfrom graft import errors\ndef main():\n"
+            "    raise errors.Locked('held')\nerrors.exit_cleanly(main)")
+    done = subprocess.run([sys.executable, "-c", ends], env={**os.environ, "PYTHONPATH": str(ROOT / "src"),
+                          "WORLD_SIZE": world}, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith("error: held\n")

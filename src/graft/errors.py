@@ -122,6 +122,8 @@ def _leave(line: str, code: int) -> None:
             stream.flush()
         except OSError:
             _silence(stream)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # a group's threads can abort the process while Python shuts down
+        os._exit(code)
     sys.exit(code)
 
 
