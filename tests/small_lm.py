@@ -27,7 +27,7 @@ from graft.tasks import gsm8k
 from graft.tasks._text import TextTask
 from graft.training.journal import read
 from graft.training.objective import Objective
-from small import ROOT, environment
+from small import ROOT, environment, hold, logged
 
 FAMILIES = ("qwen3", "llama", "gemma3")
 TRAIN, TEST = 60, 4
@@ -143,11 +143,10 @@ def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def kill_and_finish(cfg: Config, *lines: int) -> None:
     """Kill a run each time its log has so many lines of training, then let it end."""
-    log = cfg.run_dir / "metrics.jsonl"
     for count in lines:
-        process = FORK.Process(target=_child, args=(cfg,))
+        process = FORK.Process(target=_child, args=(cfg, count + 2))
         process.start()
-        while process.is_alive() and not (log.exists() and log.read_text().count('"lr"') >= count):
+        while process.is_alive() and logged(cfg.run_dir) < count:
             time.sleep(0.005)
         process.kill()
         process.join()
@@ -155,8 +154,9 @@ def kill_and_finish(cfg: Config, *lines: int) -> None:
     run_main(cfg)
 
 
-def _child(cfg: Config) -> None:
+def _child(cfg: Config, step: int) -> None:
     torch.set_num_threads(1)
+    hold(cfg, step)
     exit_cleanly(lambda: run_main(cfg))
 
 

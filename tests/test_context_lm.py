@@ -324,12 +324,12 @@ def test_two_processes_share_the_work(about, tmp_path, cache):
     folder, barrier, counts = tmp_path / "c", threading.Barrier(2), {}
     teachers = [teacher_of(about) for _ in range(2)]  # here: transformers does not load in threads
     jobs = [threading.Thread(target=lambda rank=rank: counts.__setitem__(
-        rank, make_cache(folder, about, teacher=teachers[rank], rank=rank, world=2, wait=lambda: barrier.wait(30))))
+        rank, make_cache(folder, about, teacher=teachers[rank], rank=rank, world=2, wait=lambda: barrier.wait(600))))
         for rank in (0, 1)]
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join(60)
+        job.join(600)
     assert sum(counts.values()) == 54 and min(counts.values()) > 10
     ours, theirs = content(folder), content(cache)
     assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in ours if n.split(".")[1] not in ("indices", "npy"))

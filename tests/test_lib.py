@@ -89,7 +89,7 @@ def study(project: Path, *words: str, **more: str) -> tuple[subprocess.Completed
     started = project / "started"
     started.write_text("")
     done = subprocess.run(["bash", "scripts/study.sh", "small.yaml", *words], cwd=project, text=True,
-                          capture_output=True, timeout=120, env=environment(project, **more))
+                          capture_output=True, timeout=900, env=environment(project, **more))
     return done, [json.loads(line) for line in started.read_text().splitlines()]
 
 
@@ -177,12 +177,11 @@ def test_an_interrupted_study_lets_its_runs_save(project):
     (project / "small.yaml").write_text(STUDY.replace("broken", "slow"))
     going = subprocess.Popen(["bash", "scripts/study.sh", "small.yaml", "--only", "dependant"], cwd=project, text=True,
                              stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(project))
-    for _ in range(600):
-        if (project / "started.slow").exists():
-            break
+    while not (project / "started.slow").exists():
+        assert going.poll() is None
         time.sleep(0.1)
     going.send_signal(signal.SIGTERM)
-    _, said = going.communicate(timeout=60)
+    _, said = going.communicate(timeout=600)
     assert going.returncode == 143 and "interrupted; run the same command again to continue" in said
     assert (project / "experiments/small/slow/seed0/saved").exists()
 

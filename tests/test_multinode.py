@@ -45,7 +45,7 @@ def test_two_machines_of_one_process_train_as_one_machine_of_two(tmp_path):
     where = tmp_path / "machines/x"
     machines = [subprocess.Popen(command, cwd=ROOT, text=True, env={**environment(), **LOOPBACK},
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for command in launchers(where)]
-    said = [machine.communicate(timeout=300) for machine in machines]
+    said = [machine.communicate(timeout=1800) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert "on 2 × cpu" in said[0][0] and "done at step 4" in said[0][0] and "step" not in said[1][0]
     as_one_machine(where, tmp_path / "one/x")

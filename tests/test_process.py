@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -28,20 +27,14 @@ ELSEWHERE = ("filelock/2\npid=999999\nhost=node17\nmode=lease\ntoken=64e28609c77
 
 # ------------------------------------------------------------------------------------------- locks
 
-@pytest.fixture
-def lease(monkeypatch) -> float:
-    """A lease of a second instead of three minutes."""
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
-    return 1.0
-
-
-@pytest.mark.parametrize("content", [ELSEWHERE.format(1.0), ELSEWHERE.format(180.0)[:40], "garbage", "", "\x80\x81"])
-def test_a_lock_whose_owner_may_be_dead_is_waited_for_and_then_removed(tmp_path, lease, content):
+@pytest.mark.parametrize("content", [ELSEWHERE.format(0.5), ELSEWHERE.format(180.0)[:40], "garbage", "", "\x80\x81"])
+def test_a_lock_whose_owner_may_be_dead_is_waited_for_and_then_removed(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)  # instead of three minutes
     (tmp_path / ".lock").write_bytes(content.encode("latin1"))
-    said, started = [], time.monotonic()
+    os.utime(tmp_path / ".lock", (time.time() + 60,) * 2)  # not old yet, however slow this machine is
+    said = []
     held = RunLock(tmp_path, said.append)
-    assert 0.7 < time.monotonic() - started < 10
-    who = "pid 999999 on node17" if content == ELSEWHERE.format(1.0) else "a lock that cannot be read"
+    who = "pid 999999 on node17" if content == ELSEWHERE.format(0.5) else "a lock that cannot be read"
     assert len(said) == 2 and f"locked by {who}; waiting 1 s for a sign of life" in said[0]
     assert f"no sign of life from {who}" in said[1] and "removed" in said[1]
     assert not held.lost
@@ -53,18 +46,17 @@ def test_a_lock_whose_owner_may_be_dead_is_waited_for_and_then_removed(tmp_path,
 def test_a_lock_that_was_left_long_ago_is_not_waited_for(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     os.utime(tmp_path / ".lock", (time.time() - 86400,) * 2)
-    started = time.monotonic()
-    RunLock(tmp_path, lambda line: None).release()
-    assert time.monotonic() - started < 5 < lock.LEASE_SECONDS
+    said = []
+    RunLock(tmp_path, said.append).release()
+    assert not any("waiting" in line for line in said)
 
 
-@pytest.mark.parametrize("content", [ELSEWHERE.format(3.0), "garbage"])
-def test_an_owner_elsewhere_that_gives_a_sign_of_life_keeps_its_folder(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 3.0)
+@pytest.mark.parametrize("content", [ELSEWHERE.format(180.0), "garbage"])
+def test_an_owner_elsewhere_that_gives_a_sign_of_life_keeps_its_folder(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
-    threading.Timer(1.2, os.utime, [tmp_path / ".lock"]).start()
+    os.utime(tmp_path / ".lock", (time.time() - 1,) * 2)
     with pytest.raises(Locked, match="another job is running here"):
-        RunLock(tmp_path, lambda line: None)
+        RunLock(tmp_path, lambda line: os.utime(tmp_path / ".lock"))  # once it says that it waits
     assert (tmp_path / ".lock").read_text() == content
 
 
@@ -102,11 +94,10 @@ def test_a_run_whose_lock_is_lost_stops_at_once_and_leaves_the_folder_alone(tmp_
 def test_two_processes_kept_out_by_a_lock_end_together_with_one_line(tmp_path):
     (tmp_path / "x/seed0").mkdir(parents=True)
     held = RunLock(tmp_path / "x/seed0")
-    started = time.monotonic()
     done = launch("train_baseline.py", tmp_path / "x", processes=2)
     held.release()
     assert f"error: {tmp_path}/x/seed0: another job is running here (pid {os.getpid()} on " in done.stderr
-    assert "exitcode  : 4 " in done.stderr and time.monotonic() - started < 120
+    assert "exitcode  : 4 " in done.stderr
     assert done.stderr.count("another job is running here") == 1
     assert "RuntimeError" not in done.stderr and "DistBackendError" not in done.stderr
 
@@ -116,15 +107,23 @@ def test_two_processes_kept_out_by_a_lock_end_together_with_one_line(tmp_path):
 WORKER = """
 import os, subprocess, sys, time
 from graft.runtime.signals import follow_launcher
-if len(sys.argv) > 2:  # the launcher: starts the worker and, asked to, dies before that has begun
-    subprocess.Popen([sys.executable, __file__, sys.argv[1]], start_new_session=True)
-    time.sleep(0.0 if sys.argv[2] == "early" else 1.0)
+alive, when, *launcher = sys.argv[1:]
+
+def wait(until):
+    while not until():
+        time.sleep(0.01)
+
+if not launcher:  # the launcher: starts the worker and dies, before or after that has begun
+    subprocess.Popen([sys.executable, __file__, alive, when, str(os.getpid())], start_new_session=True)
+    wait(lambda: when == "early" or os.path.exists(alive + ".begun"))
     os._exit(0)
-if os.environ.get("LATE"):
-    time.sleep(0.5)
+orphaned = lambda: os.getppid() != int(launcher[0])
+wait(lambda: when == "later" or orphaned())
 follow_launcher()
-time.sleep(1.5)
-open(sys.argv[1], "w").close()
+open(alive + ".begun", "w").close()
+wait(orphaned)
+time.sleep(1)  # the signal, if there is one, is on its way
+open(alive, "w").close()
 """
 
 
@@ -133,10 +132,10 @@ open(sys.argv[1], "w").close()
 def test_a_worker_ends_with_its_launcher_and_a_plain_process_survives(tmp_path, when, marks):
     (tmp_path / "worker.py").write_text(WORKER)
     kept = {k: v for k, v in os.environ.items() if k not in (*ACCELERATE, TORCHRUN)}
-    environ = kept | {"PYTHONPATH": str(ROOT / "src"), "LATE": "1" * (when == "early")} | dict.fromkeys(marks, "x")
+    environ = kept | {"PYTHONPATH": str(ROOT / "src"), } | dict.fromkeys(marks, "x")
     # The pipe's end is inherited by the worker, so this returns when both have ended.
     done = subprocess.run([sys.executable, tmp_path / "worker.py", tmp_path / "alive", when], env=environ, text=True,
-                          capture_output=True, timeout=60)
+                          capture_output=True, timeout=600)
     assert (tmp_path / "alive").exists() == (not marks)
     gone = "error: the launcher that started this process is gone"
     assert done.stderr.strip() == (gone if marks and when == "early" else "")

@@ -153,8 +153,6 @@ def test_a_study_that_is_half_done_says_what_is_missing(study, tmp_path, monkeyp
     assert "other rows than results.json was made from" in page
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium (apt-get install chromium)")
 def without(content: dict, *path: str | int) -> dict:
     at = content
     for key in path[:-1]:
@@ -184,6 +182,8 @@ def test_a_file_without_a_value_that_the_page_reads(stem, path, tmp_path):
     assert [line[:60] for line in found.missing if line.startswith("left out")] == left_out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium (apt-get install chromium)")
 def test_in_a_browser(study, tmp_path, monkeypatch):
     page = report(monkeypatch, "--study", "small", "--base_dir", str(study), "--out", str(tmp_path / "r.html"))
     sha = base64.b64encode(hashlib.sha256(READER.encode()).digest()).decode()

@@ -20,7 +20,7 @@ from graft.config.options import Config
 from graft.errors import Locked, NoValidCheckpoint, UserError, exit_cleanly
 from graft.runtime import checkpoint
 from graft.runtime.lock import LEASE_SECONDS
-from small import ROOT, command, environment, launch, run_main, tiny, weights
+from small import ROOT, command, environment, hold, launch, logged, run_main, tiny, weights
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["graft.train_baseline", "small", "sklearn.datasets", "graft.tasks.digits",
@@ -30,10 +30,12 @@ EVERYTHING = ["augment=[{name: flip}, {name: crop, padding: 1}, {name: mixup, al
               "train.eval_every=15st"]
 
 
-def child(cfg: Config, sabotage: str) -> None:
-    """The real `main` in a process of its own; `sabotage` says what to break first."""
+def child(cfg: Config, sabotage: str, wait_at: int) -> None:
+    """The real `main` in a process of its own; `sabotage` says what to break first, `wait_at` see `hold`."""
     import torch
     torch.set_num_threads(1)
+    if wait_at:
+        hold(cfg, wait_at)
     if sabotage == "no step seed":
         torch.manual_seed = lambda seed: None
     if sabotage.startswith("largest file "):
@@ -66,18 +68,13 @@ def exit_inside_save(point: int) -> None:
 CALLS_OF_A_SAVE = 9
 
 
-def start(cfg: Config, sabotage: str = "") -> multiprocessing.Process:
-    process = FORK.Process(target=child, args=(cfg, sabotage))
+def start(cfg: Config, sabotage: str = "", wait_at: int = 0) -> multiprocessing.Process:
+    process = FORK.Process(target=child, args=(cfg, sabotage, wait_at))
     process.start()
     return process
 
 
-def logged(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count('"lr"') if path.exists() else 0
-
-
-def wait_for(condition, process: multiprocessing.Process, seconds: float = 60) -> None:
+def wait_for(condition, process: multiprocessing.Process, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and process.is_alive():
         assert time.monotonic() < deadline, "nothing happened"
@@ -89,9 +86,9 @@ def storm(cfg: Config, seed: int, sabotage: str = "") -> int:
     chance, kills = random.Random(seed), 0
     while True:
         before = logged(cfg.run_dir)
-        process = start(cfg, sabotage)
         # Some attempts are killed early, so that resuming twice from one checkpoint happens too.
         target = before + chance.randint(1, 7)
+        process = start(cfg, sabotage, wait_at=target + 1)
         wait_for(lambda target=target, before=before: logged(cfg.run_dir) >= target or logged(cfg.run_dir) < before - 4,
                  process)
         time.sleep(chance.random() * 0.02)
@@ -129,12 +126,12 @@ def test_a_signal_saves_at_the_edge_of_the_step(tmp_path, number):
     overrides = [*EVERYTHING, "train.checkpoint_every=0"]
     run_main(tiny(tmp_path / "whole", *overrides))
     cfg = tiny(tmp_path / "stopped", *overrides)
-    process = start(cfg)
+    process = start(cfg, wait_at=11)
     wait_for(lambda: logged(cfg.run_dir) >= 9, process)
     os.kill(process.pid, number)
     if number == signal.SIGTERM:  # launchers repeat it
         os.kill(process.pid, number)
-    process.join(30)
+    process.join(600)
     assert process.exitcode == 143
     status = json.loads((cfg.run_dir / "status.json").read_text())
     assert status["state"] == "preempted" and checkpoint.steps(cfg.run_dir) == [status["step"]]
@@ -148,7 +145,7 @@ def test_a_signal_saves_at_the_edge_of_the_step(tmp_path, number):
 def test_a_power_cut_inside_a_save_loses_nothing(tmp_path, point):
     cfg = tiny(tmp_path / "x", "train.duration=6st", "train.checkpoint_every=2st")
     process = start(cfg, f"exit at {point}")
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 9
     newest = checkpoint.newest_valid(cfg.run_dir)
     assert newest is not None and newest.name == ("checkpoint-4" if point == 9 else "checkpoint-2")
@@ -169,7 +166,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path, size, board, says):
     log = ["train.checkpoint_every=0", "train.duration=80st"] if size == 8000 else []
     cfg = tiny(tmp_path / "x", "train.duration=20st", "train.checkpoint_every=2st", f"train.tensorboard={board}", *log)
     process = start(cfg, f"largest file {size}")
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 74
     status = json.loads((cfg.run_dir / "status.json").read_text())
     assert status["state"] == "failed" and status["exit_code"] == 74 and says in status["message"]
@@ -340,8 +337,8 @@ def test_two_processes_killed_and_resumed_are_bit_identical(tmp_path):
             assert launcher.poll() is None
             time.sleep(0.01)
         launcher.send_signal(number)
-        launcher.wait(60)
-        deadline = time.monotonic() + 20  # workers follow a killed launcher, and save before they go
+        launcher.wait(600)
+        deadline = time.monotonic() + 300  # workers follow a killed launcher, and save before they go
         while (target / ".lock").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         files = sorted(p.name for p in target.iterdir())

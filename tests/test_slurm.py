@@ -25,7 +25,7 @@ base: configs/base/digits_vit.yaml
 seeds: [0]
 set: [student.dim=16, student.depth=2, student.heads=2, task.subset=160, train.batch_size=32, train.log_every=100,
       train.tensorboard=false, train.eval_every=0, train.checkpoint_every=0, optim.warmup=1st, train.duration=%s]
-queue: {gpus: 0, cpus: 1, time: "0:10:00", work: {gpus: 0}, eval: {gpus: 0}, none: {cpus: 1}}
+queue: {gpus: 0, cpus: 1, time: "1:00:00", work: {gpus: 0}, eval: {gpus: 0}, none: {cpus: 1}}
 """
 GRAPH = "study: graph" + TINY % "4st" + """
 teachers:
@@ -54,7 +54,7 @@ class Slurm:
 
     def __call__(self, *words: str, **more: str) -> subprocess.CompletedProcess:
         return subprocess.run(words, cwd=self.project, env={**self.environment, **more}, capture_output=True, text=True,
-                              timeout=120)
+                              timeout=900)
 
     def submit(self, *words: str, code: int = 0, **more: str) -> dict[str, str]:
         """What `study.sh` submits: names and the ids of their jobs."""
@@ -70,7 +70,7 @@ class Slurm:
         lines = self("squeue", "--noheader", "--states=all", "--format=%j %T").stdout.splitlines()
         return {name.split("/", 1)[1]: state for name, state in (line.split() for line in lines)}
 
-    def wait(self, ready, seconds: float = 150) -> None:
+    def wait(self, ready, seconds: float = 900) -> None:
         end = time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < end, f"{self.states()}\n" + "\n".join(
@@ -105,11 +105,11 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
                    "TMPDIR": str(tmp_path)}
     script = str(ROOT / "tests/slurm_one_node.sh")
     try:
-        done = subprocess.run(["bash", script, "start", str(at)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", script, "start", str(at)], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         yield Slurm(project, environment)
     finally:
-        subprocess.run(["bash", script, "stop", str(at)], timeout=60)
+        subprocess.run(["bash", script, "stop", str(at)], timeout=600)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_whatever_stops_a_run_it_ends_as_if_nothing_had(slurm):
     os.kill(json.loads((slurm.folder("limit/seed0") / "status.json").read_text())["pid"], signal.SIGSTOP)
     limit(2 + int(slurm("squeue", "--noheader", f"--jobs={jobs['limit/seed0']}", "--format=%M").stdout.split(":")[-2]))
     slurm.wait(lambda: slurm.states()["limit/seed0"] == "PENDING")
-    limit(10)
+    limit(60)
     jobs |= slurm.submit("long.yaml", "--only", "signal", "cancel")
     slurm.wait(going("signal/seed0"))
     slurm("scancel", "--signal=USR1", jobs["signal/seed0"])

@@ -386,7 +386,7 @@ def test_two_processes_that_build_at_once_read_the_same(tmp_path, monkeypatch):
     workers = [context.Process(target=_build_in_a_process, args=(str(folder), started, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    one, other = results.get(timeout=60), results.get(timeout=60)
+    one, other = results.get(timeout=900), results.get(timeout=900)
     for worker in workers:
         worker.join()
     assert one == other and len(list((tmp_path / "cache").glob("*/manifest.json"))) == 1

@@ -62,7 +62,7 @@ def smoke(project: Path, template: str, name: str, *changes: tuple[str, str], on
                    "GRAFT_CACHE": str(project / "cache")}
     environment.pop("DINOV2_CHECKPOINT", None)
     done = subprocess.run(["bash", "scripts/study.sh", f"{name}.yaml", "--smoke", "--only", *only], cwd=project,
-                          text=True, capture_output=True, timeout=900, env=environment)
+                          text=True, capture_output=True, timeout=5400, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return results.read_results(project / f"experiments/{name}-smoke/results.json"), done.stdout + done.stderr
 

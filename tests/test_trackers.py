@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 
 import pytest
 from accelerate import tracking
@@ -57,7 +58,13 @@ def test_what_a_tracker_does_is_no_matter_to_the_run(tmp_path, fake, monkeypatch
     run_main(plain)
     capsys.readouterr()
     if act is hang:
+        def close(self, real=trackers.Trackers.close):
+            while not double.seen:
+                time.sleep(0.01)
+            real(self)
+
         monkeypatch.setattr(trackers, "WAIT", 0.2)
+        monkeypatch.setattr(trackers.Trackers, "close", close)
     double = fake(act)
     cfg = tiny(tmp_path / "study/tracked", "train.trackers=[trackio]")
     rows = run_main(cfg)
@@ -81,6 +88,7 @@ def test_one_that_is_not_installed_is_named_before_the_first_step(tmp_path, monk
 @needs("mlflow")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_holds_what_the_log_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trackers, "WAIT", 900)
     import mlflow
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
         monkeypatch.setenv(name, "")  # what the run sets is gone after the test
@@ -101,6 +109,7 @@ def test_mlflow_holds_what_the_log_holds(tmp_path, monkeypatch, capsys):
 @needs("wandb")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_offline_holds_what_the_log_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trackers, "WAIT", 900)
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = tiny(tmp_path / "study/baseline", "train.trackers=[wandb]")
     rows = run_main(cfg)

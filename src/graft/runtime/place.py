@@ -11,7 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
 
-from graft.errors import UserError
+from graft.errors import UserError, leave_at_once
 from graft.runtime.signals import follow_launcher
 
 T = TypeVar("T")
@@ -69,8 +69,11 @@ def accelerator(*handlers: KwargsHandler) -> Accelerator:
     said, or accelerate lets every launched process train alone.
     """
     follow_launcher()
-    return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(),
+    made = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(),
                        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), *handlers])
+    if made.num_processes > 1:
+        leave_at_once()
+    return made
 
 
 def set_kernels(tf32: bool = False, deterministic: bool = False) -> None:

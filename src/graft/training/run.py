@@ -37,7 +37,7 @@ from graft.training.record import Record
 from graft.training.resume import leaves
 from graft.training.saving import Saver
 from graft.training.selection import Selection
-from graft.training.sharding import leave_at_once, shard, wanted
+from graft.training.sharding import shard, wanted
 from graft.training.update import Stop, Update
 from graft.training.validation import Evaluate, Validation
 
@@ -94,8 +94,6 @@ class Run:
         self.stop_signal.restore()
         if dist.is_initialized() and (error is None or isinstance(error, TOGETHER)):
             dist.destroy_process_group()  # all ranks get here together; after other errors they do not
-            if first is None:
-                leave_at_once()
         if error is None and first is not None:
             raise first
 

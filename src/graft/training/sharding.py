@@ -7,9 +7,7 @@ what it would make of a layer's matrices, so bf16 is what is gathered of them, h
 norms too, whose small steps bf16 would not show. Gradients are summed in fp32.
 """
 
-import atexit
 import os
-import sys
 from typing import Any
 
 import torch
@@ -75,21 +73,6 @@ def _norms(layer: nn.Module) -> list[nn.Module]:
     """What has vectors alone, which autocast leaves as they are; a matrix's bias is cast with it."""
     own = {module: list(module.parameters(recurse=False)) for module in layer.modules()}
     return [module for module, weights in own.items() if weights and all(weight.ndim == 1 for weight in weights)]
-
-
-def leave_at_once() -> None:
-    """At the interpreter's exit end this process without tearing anything down; call it when all is on disk.
-
-    Threads of a process group can outlive it and abort the process while the interpreter shuts down ("terminate called
-    without an active exception", seen over gloo, once in some sixty sharded runs and once in a run under DDP), and the
-    launcher would call a finished run failed.
-    """
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-    atexit.register(leave)
 
 
 def whole(tensor: Tensor) -> Tensor:
