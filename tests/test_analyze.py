@@ -78,6 +78,10 @@ def test_forensics_of_a_study(study, tmp_path, monkeypatch, capsys):
     averages = [r["avg_attention_distance"] for r in found["conditions"]["distill"]["runs"]]
     assert summary["avg_attention_distance"] == stats.seed_summary(averages)
     assert averages[1] == pytest.approx(float(heads.image_distance.mean()), abs=1e-5)
+    monkeypatch.setattr("graft.evaluation.locality.entry", lambda *a: pytest.fail("it was measured"))
+    assert locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "distill", "--cnn", "distill") == found
+    with pytest.raises(pytest.fail.Exception, match="it was measured"):
+        locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--split", "val")
     last = f"patch.{student.depth - 1}"
     radius = [r["receptive_field"]["layers"][last]["radius"] for r in found["conditions"]["distill"]["runs"]]
     assert summary["receptive_field_radius"] == stats.seed_summary(radius, stats.POSITIVE) and 0 < radius[0] < 4

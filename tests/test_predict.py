@@ -18,7 +18,7 @@ from graft import config
 from graft.config import parts
 from graft.config.options import Part
 from graft.errors import UserError
-from graft.evaluation import predictions, rebuild
+from graft.evaluation import predictions, rebuild, robustness
 from graft.evaluation.scoring import score
 from graft.probes import saliency
 from graft.probes._images import fixed_index
@@ -257,8 +257,8 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
     assert against["ece"]["difference"] == pytest.approx(first["clean"]["ece"] - other["clean"]["ece"])
     assert "| vit |" in capsys.readouterr().out and content["data"]["n"] == {"clean": 360, "corrupted": 360}
 
-    call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "vit", "--images", 40,
-         "--output", tmp_path / "some.json")
+    words = ("--base_dir", runs, "--conditions", "vit", "--images", 40, "--output", tmp_path / "some.json")
+    call(monkeypatch, eval_robustness, *words)
     some = json.loads((tmp_path / "some.json").read_text())
     assert some["data"]["n"] == {"clean": 360, "corrupted": 40}
     whole, part = (one["conditions"]["vit"]["runs"][0] for one in (content, some))
@@ -270,6 +270,12 @@ def test_robustness_of_runs(monkeypatch, runs, tmp_path, capsys):
     with torch.no_grad():
         right = (model.eval()(noisy.float() / 255).logits.argmax(1) == labels).float().mean()
     assert part["corruptions"]["gaussian_noise"]["3"]["accuracy"] == pytest.approx(float(right))
+    monkeypatch.setattr(robustness.Evaluator, "measure", lambda *a: pytest.fail("it is there"))
+    call(monkeypatch, eval_robustness, *words)
+    assert json.loads((tmp_path / "some.json").read_text()) == some
+    monkeypatch.setattr(robustness.sources, "of_measurement", lambda *a: "other code")
+    with pytest.raises(pytest.fail.Exception, match="it is there"):
+        call(monkeypatch, eval_robustness, *words)
     with pytest.raises(UserError, match="nope: no finished run"):
         call(monkeypatch, eval_robustness, "--base_dir", runs, "--conditions", "nope", "--output", tmp_path / "x.json")
 

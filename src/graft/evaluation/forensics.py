@@ -14,6 +14,7 @@ from graft.config.options import Config
 from graft.errors import UserError
 from graft.evaluation import rebuild
 from graft.probes import _images, attention, receptive_field, similarity
+from graft.runtime import sources
 from graft.runtime.place import set_kernels
 
 SCHEMA_VERSION = 1
@@ -58,6 +59,16 @@ class Runs:
             raise UserError(f"{run_dir}: --split {self.settings.split}: its data have no such images")
         student, info = rebuild.student(run, self.weights)
         return run.config, student.to(self.settings.device), {**info, "other_data": different[self.settings.split]}
+
+    def identity(self, run_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
+        """All that decides what is measured of a run that `student` has rebuilt."""
+        run, settings = rebuild.trained(run_dir), self.settings
+        return {"step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
+                "other_data": info["other_data"], "teacher": run.teacher, "metrics": list(settings.metrics),
+                "data_fingerprint": self.task(run.config).fingerprints[settings.split], "split": settings.split,
+                "images": [settings.images, settings.cka_images, settings.hessian_images],
+                "kernel": settings.kernel, "batch_size": settings.batch_size, "device": settings.device.type,
+                "code": sources.of_measurement(__file__, run.config)}
 
     def untrained(self, cfg: Config) -> nn.Module:
         """The student as the run's seed initialised it (without published weights, if it started from some)."""

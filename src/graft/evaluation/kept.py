@@ -1,5 +1,6 @@
-"""Scores that were made before: used again only while they are of the same checkpoint, data, prompts and precision."""
+"""What was measured before: used again only while it is of the same checkpoint, data, prompts, precision and code."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 
 from graft.errors import UserError
 from graft.reporting import reading, results
+from graft.runtime.files import write_text
 
 
 def score(path: Path, wanted: dict[str, Any], index: Sequence[int],
@@ -34,3 +36,19 @@ def score(path: Path, wanted: dict[str, Any], index: Sequence[int],
         results.write_examples(path.with_suffix(".parquet"), judged, wanted["data_fingerprint"])
         results.write_json(path, entry)
     return entry
+
+
+def measured(path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure()` finds, as JSON has it: what the file at `path` holds, if it says the same of all that is
+    `wanted`; else measured now and written there, so that a study's hours of it can be interrupted."""
+    try:
+        there = reading.read_json(path)
+    except UserError:
+        there = None
+    if isinstance(there, dict) and there.get("of") == wanted and isinstance(there.get("found"), dict):
+        return there["found"]
+    # Not sorted: the order of layers is that of a model's.
+    text = json.dumps({"of": wanted, "found": measure()}, default=lambda x: x.item())
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text + "\n")
+    return json.loads(text)["found"]

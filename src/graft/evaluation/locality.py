@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graft import __version__
 from graft.config.options import Config
 from graft.errors import UserError
+from graft.evaluation import kept
 from graft.evaluation.forensics import SCHEMA_VERSION, Runs, compare, curve, describe, entry, look
 from graft.evaluation.rebuild import runs_of
 from graft.probes import attention, hypotheses, mediation
@@ -43,17 +46,32 @@ class Condition:
 
 
 def measure(runs: Runs, folders: list[Path], curvature: bool) -> Condition:
-    """All runs of a condition; with `curvature` the Hessian's trace of each and the spectrum of the first."""
+    """All runs of a condition; with `curvature` the Hessian's trace of each and the spectrum of the first. What was
+    measured before is read again where it is still true."""
     condition = Condition()
     for folder in folders:
-        cfg, student, info = runs.student(folder)
-        found, distance = entry(runs, cfg, student, info)
-        if curvature:
-            found["hessian"] = curve(runs, cfg, student, spectrum=not condition.entries)
+        cfg, found, distance = _one(runs, folder, curvature, spectrum=not condition.entries)
         condition.configs.append(cfg)
         condition.entries.append(found)
         condition.distance[cfg.seed] = distance
     return condition
+
+
+def _one(runs: Runs, folder: Path, curvature: bool, spectrum: bool) -> tuple[Config, dict[str, Any], np.ndarray]:
+    """A run's configuration, what was measured of it, and each image's attention distance (n,)."""
+    cfg, student, info = runs.student(folder)
+    wanted, place, end = runs.identity(folder, info), folder / "eval", f"{runs.settings.split}-{info['step']}.json"
+
+    def look_at() -> dict[str, Any]:
+        found, distance = entry(runs, cfg, student, info)
+        return {"entry": found, "distance": distance.tolist()}
+
+    seen = kept.measured(place / f"forensics-{end}", wanted, look_at)
+    found = seen["entry"]
+    if curvature:
+        found["hessian"] = kept.measured(place / f"curvature-{end}", {**wanted, "spectrum": spectrum},
+                                         lambda: curve(runs, cfg, student, spectrum))
+    return cfg, found, np.asarray(seen["distance"])
 
 
 def summarise(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from graft.errors import UserError
-from graft.evaluation import rebuild
+from graft.evaluation import kept, rebuild
 from graft.evaluation.scoring import score
 from graft.probes import _images, classification
 from graft.probes.corruptions import CORRUPTIONS, SEVERITIES, AveragedViews, corrupt
 from graft.probes.hypotheses import of_seeds
 from graft.reporting import stats
+from graft.runtime import sources
 from graft.runtime.place import set_kernels
 from graft.tasks._task import Split, Task
 
@@ -62,7 +63,7 @@ class Evaluator:
         self.data: Task | None = None  # of the first run
 
     def run(self, run_dir: Path) -> dict[str, Any]:
-        """The entry of one run."""
+        """The entry of one run, as it was kept where that is still true."""
         run = rebuild.trained(run_dir)
         cfg = run.config
         rebuild.refuse_text(cfg, run_dir)
@@ -75,7 +76,19 @@ class Evaluator:
         if task.fingerprints[self.split] != (known := self.data.fingerprints[self.split]):
             raise UserError(f"{run_dir}: has other {self.split} data than the runs before it "
                             f"({task.fingerprints[self.split][:12]} and {known[:12]})")
-        labels = split.labels.numpy()
+        teacher = self.teacher(run, task)
+        entry = {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "split": self.split,
+                 "checkpoint_sha256": info["sha256"], "other_data": different[self.split]}
+        wanted = {**entry, "images": self.images, "data_fingerprint": known, "device": self.device.type,
+                  "teacher": run.teacher if teacher else None, "code": sources.of_measurement(__file__, cfg)}
+        found = kept.measured(run_dir / "eval" / f"robustness-{self.split}-{info['step']}.json", wanted,
+                              lambda: self.measure(run, split, task.classes, student, teacher))
+        return {**entry, **found}
+
+    def measure(self, run: rebuild.Trained, split: Split, classes: Any, student: nn.Module,
+                teacher: nn.Module | None) -> dict[str, Any]:
+        """All metrics of one student."""
+        cfg, labels = run.config, split.labels.numpy()
         index = _images.fixed_index(split, self.images or len(split)).sort().values
         theirs = labels[index.numpy()]
 
@@ -86,18 +99,16 @@ class Evaluator:
         averaged = AveragedViews(student, rebuild.mirrors(cfg))
         corruptions = {name: {str(severity): classification.probabilistic(
             theirs, log_probs(student, Some(Corrupted(split, name, severity), index))) for severity in SEVERITIES}
-            for name in tqdm(CORRUPTIONS, desc=str(run_dir), leave=False)}
+            for name in tqdm(CORRUPTIONS, desc=str(run.folder), leave=False)}
         levels = [level["accuracy"] for levels in corruptions.values() for level in levels.values()]
-        return {"seed": cfg.seed, "step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                "split": self.split, "other_data": different[self.split],
-                "clean": classification.evaluate(labels, clean, task.classes),
+        return {"clean": classification.evaluate(labels, clean, classes),
                 "tta": {**classification.probabilistic(theirs, log_probs(averaged, Some(split, index))),
                         "views": 10 if averaged.flip else 5},
-                "teacher": self.teacher(run, task, log_probs, clean),
+                "teacher": classification.agreement(clean, log_probs(teacher, split)) if teacher else None,
                 "corruptions": corruptions, "corrupted_accuracy": sum(levels) / len(levels)}
 
-    def teacher(self, run: rebuild.Trained, task: Task, log_probs: Any, clean: Any) -> dict[str, float] | None:
-        """Agreement with the run's own teacher; None without one that classifies."""
+    def teacher(self, run: rebuild.Trained, task: Task) -> nn.Module | None:
+        """The run's own teacher, to agree with; None without one that classifies."""
         if run.config.teacher.name == "none":
             return None
         try:
@@ -105,9 +116,7 @@ class Evaluator:
         except UserError as error:
             tqdm.write(f"note: {run.folder}: no agreement with the teacher: {error}")
             return None
-        if not teacher.num_classes:
-            return None
-        return classification.agreement(clean, log_probs(teacher, task.splits[self.split]))
+        return teacher if teacher.num_classes else None
 
 
 def to_baseline(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ scores of the validation split). A run whose sources have changed is not resumed
 is meant; then the change is recorded. Other files of the package (configuration, logs, reports, figures) are noted by
 the commit alone and may change at any time. Comments, docstrings and layout do not count.
 
+A measurement that is kept for another time (`evaluation.kept`) holds one digest of the files that it computes with.
+
 Imports are read, not executed. Not seen is the student part of another run that is this run's teacher: what it computes
 is decided by its weights' digest and by its own checkpoint.
 """
@@ -29,15 +31,27 @@ def of_run(config: Config) -> dict[str, str]:
     parts = [("tasks", config.task), ("students", config.student), ("teachers", config.teacher),
              *(("losses", term) for term in config.objective if term.used),
              *(("augment", part) for part in config.augment)]
-    left = [ROOT / f"train_{config.method}.py", *(ROOT / kind / f"{part.name}.py" for kind, part in parts)]
+    names = _used([ROOT / f"train_{config.method}.py", *(ROOT / kind / f"{part.name}.py" for kind, part in parts)])
+    return {name: _digest(names[name]) for name in sorted(names)
+            if (name.startswith("train_") or name.split("/")[0] in ROOMS) and name not in APART}
+
+
+def of_measurement(module: str, config: Config) -> str:
+    """One digest of all files that decide what a module (its `__file__`) measures of this run's student and teacher."""
+    parts = [("tasks", config.task), ("students", config.student), ("teachers", config.teacher)]
+    names = _used([Path(module), *(ROOT / kind / f"{part.name}.py" for kind, part in parts)])
+    kept = [f"{name} {_digest(names[name])}" for name in sorted(names) if name.split("/")[0] in (*ROOMS, "probes")]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def _used(left: list[Path]) -> dict[str, Path]:
+    """These files and all of the package that they import, by their path in it."""
     found: set[Path] = set()
     while left:
         if (file := left.pop()) not in found:
             found.add(file)
-            left += _imported(file)
-    names = {str(file.relative_to(ROOT)): file for file in found}
-    return {name: _digest(names[name]) for name in sorted(names)
-            if (name.startswith("train_") or name.split("/")[0] in ROOMS) and name not in APART}
+            left = [*left, *_imported(file)]
+    return {str(file.relative_to(ROOT)): file for file in found}
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
