@@ -165,6 +165,35 @@ def test_the_tables_in_the_documents_are_those_of_the_results(study):
     assert marked and all(tables.between(path, mark) == shown[mark] for path, mark in marked)
 
 
+def test_what_the_readme_says_of_the_vision_study():
+    from graft.reporting import results, stats
+    content = results.read_results(ROOT / "assets/cifar10_small/results.json")
+    against = {name: condition["vs_baseline"]["test"]["accuracy"] for name, condition in content["conditions"].items()
+               if "test" in condition["vs_baseline"]}
+    pair, = (one for one in content["contrasts"] if (one["a"], one["b"], one["split"], one["metric"]) ==
+             ("cnn", "shuffled_logits", "test", "accuracy"))
+    decided = {name for name, one in against.items() if stats.decided(one["ci95"], one["p_holm"])}
+    assert decided == {"cnn", "ssl_cnn", "local_1", "uniform"} and stats.decided(pair["ci95"], pair["p_holm"])
+    seeds = {len(one["seeds"]) for one in against.values()}
+    assert len(content["primary"]) == 6 and seeds == {2, 3, 5}
+    text = " ".join((ROOT / "README.md").read_text().split())
+
+    def said(one: dict, sign: str, lead: str = "") -> str:
+        low, value, high = sorted(100 * (-x if sign == "-" else x) for x in (one["ci95"][0], one["difference"],
+                                                                           one["ci95"][1]))
+        return f"{lead or f'{value:.2f}'} [{low:+.2f}, {high:+.2f}]"
+
+    mean = {name: 100 * condition["summary"]["test"]["accuracy"]["mean"]
+            for name, condition in content["conditions"].items()}
+    none = against["ssl_cka"]
+    for words in (said(against["cnn"], "+").replace(" [", " points [") + f" to {mean['baseline']:.1f} %",
+                  "and " + said(pair, "+") + " more", said(against["local_1"], "+").replace(" [", " points ["),
+                  "costs " + said(against["uniform"], "-"), said(against["ssl_cnn"], "+"),
+                  said(none, "+", f"{100 * none['difference']:.2f}"),
+                  f"({mean['ssl_teacher']:.0f} and {mean['ssl_untrained']:.0f} % by neighbours)"):
+        assert words in text, words
+
+
 def test_what_the_readme_says_of_the_vision_demo():
     from graft.reporting import results, stats
     content = results.read_results(ROOT / "assets/demo/results.json")
