@@ -33,7 +33,7 @@ port() { # a free one, so that two such Slurms do not meet
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 # cred_expire: a requeued job waits that long before it starts again, 120 s where nothing is said. MinJobAge: jobs that
-# have ended are never forgotten. The timeouts are for a machine that is busy with other tests.
+# have ended are remembered for half a day. The timeouts are for a machine that is busy with other tests.
 cat >"$SLURM_CONF" <<EOF
 ClusterName=one
 SlurmctldHost=$(hostname)(127.0.0.1)
@@ -59,7 +59,7 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
-MinJobAge=0
+MinJobAge=43200
 MessageTimeout=100
 BatchStartTimeout=300
 NodeName=$(hostname) NodeAddr=127.0.0.1 CPUs=2 RealMemory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 - 1024)) State=UNKNOWN
