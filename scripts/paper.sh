@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
-#   bash scripts/paper.sh                   assets/cifar10_small, the published study
+#   bash scripts/paper.sh                   assets/demo, the published demo
 #   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
 #   LANGUAGE_STUDY=NAME                     the language section: experiments/NAME (default: the published words_smollm2)
 # Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-FROM=assets/cifar10_small
+FROM=assets/demo
 [[ -z "${STUDY:-}" ]] || FROM=experiments/$STUDY
 TEXT=assets/words_smollm2
 [[ -z "${LANGUAGE_STUDY:-}" ]] || TEXT=experiments/$LANGUAGE_STUDY
