@@ -80,6 +80,8 @@ def test_forensics_of_a_study(study, tmp_path, monkeypatch, capsys):
     assert averages[1] == pytest.approx(float(heads.image_distance.mean()), abs=1e-5)
     monkeypatch.setattr("graft.evaluation.locality.entry", lambda *a: pytest.fail("it was measured"))
     assert locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "distill", "--cnn", "distill") == found
+    curved = locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--hessian", 4)["conditions"]
+    assert all("hessian" in run for run in curved["baseline"]["runs"]), "besides what was measured before"
     with pytest.raises(pytest.fail.Exception, match="it was measured"):
         locality(study, tmp_path, monkeypatch, "--conditions", "baseline", "--split", "val")
     last = f"patch.{student.depth - 1}"

@@ -165,31 +165,33 @@ def test_the_tables_in_the_documents_are_those_of_the_results(study):
     assert marked and all(tables.between(path, mark) == shown[mark] for path, mark in marked)
 
 
+def contrasts(content: dict) -> dict[tuple[str, str], dict]:
+    """Those in test accuracy."""
+    return {(one["a"], one["b"]): one for one in content["contrasts"]
+            if (one["split"], one["metric"]) == ("test", "accuracy")}
+
+
 def test_what_the_readme_says_of_the_vision_study():
     from graft.reporting import results, stats
     content = results.read_results(ROOT / "assets/cifar10_small/results.json")
     against = {name: condition["vs_baseline"]["test"]["accuracy"] for name, condition in content["conditions"].items()
                if "test" in condition["vs_baseline"]}
-    pair, = (one for one in content["contrasts"] if (one["a"], one["b"], one["split"], one["metric"]) ==
-             ("cnn", "shuffled_logits", "test", "accuracy"))
+    pair = contrasts(content)["cnn", "shuffled_logits"]
     decided = {name for name, one in against.items() if stats.decided(one["ci95"], one["p_holm"])}
     assert decided == {"cnn", "ssl_cnn", "local_1", "uniform"} and stats.decided(pair["ci95"], pair["p_holm"])
     seeds = {one["seeds"][0] for one in against.values()}
     assert len(content["primary"]) == 6 and seeds == {2, 3, 5}
-    text = " ".join((ROOT / "README.md").read_text().split())
 
-    def said(one: dict, sign: str, lead: str = "") -> str:
-        low, value, high = sorted(100 * (-x if sign == "-" else x) for x in (one["ci95"][0], one["difference"],
-                                                                           one["ci95"][1]))
-        return f"{lead or f'{value:.2f}'} [{low:+.2f}, {high:+.2f}]"
+    def said(one: dict, unit: str = "", factor: float = 100) -> str:
+        low, value, high = sorted(factor * x for x in (*one["ci95"], one["difference"]))
+        return f"{value:.2f}{unit} [{low:+.2f}, {high:+.2f}]"
 
     mean = {name: 100 * condition["summary"]["test"]["accuracy"]["mean"]
             for name, condition in content["conditions"].items()}
-    none = against["ssl_cka"]
-    for words in (said(against["cnn"], "+").replace(" [", " points [") + f" to {mean['baseline']:.1f} %",
-                  "and " + said(pair, "+") + " more", said(against["local_1"], "+").replace(" [", " points ["),
-                  "costs " + said(against["uniform"], "-"), said(against["ssl_cnn"], "+"),
-                  said(none, "+", f"{100 * none['difference']:.2f}"),
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for words in (f"{said(against['cnn'], ' points')} to {mean['baseline']:.1f} %", f"and {said(pair)} more",
+                  said(against["local_1"], " points"), f"costs {said(against['uniform'], factor=-100)}",
+                  said(against["ssl_cnn"]), said(against["ssl_cka"]),
                   f"({mean['ssl_teacher']:.0f} and {mean['ssl_untrained']:.0f} % by neighbours)"):
         assert words in text, words
 
@@ -207,8 +209,7 @@ def test_what_the_readme_says_of_the_language_study():
     from graft.reporting import results, stats
     content = results.read_results(ROOT / "assets/words_smollm2/results.json")
     conditions = content["conditions"]
-    pairs = {(one["a"], one["b"]): one for one in content["contrasts"] if (one["split"], one["metric"]) ==
-             ("test", "accuracy")}
+    pairs = contrasts(content)
     controls = [f"kd_only_{name}" for name in ("zeroshot", "shuffled", "random", "other_rule", "fixed", "one",
                                                "instruction")]
     for name in controls:

@@ -1,5 +1,6 @@
 """The paper: numbers are those of the JSON files, sentences say no more than the intervals, and it compiles."""
 
+import json
 import os
 import re
 import shutil
@@ -168,9 +169,10 @@ def test_missing_latex_and_missing_results_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_published_studies_compile(tmp_path):
-    if not shutil.which("latexmk"):
-        pytest.skip("needs latexmk")
+def test_the_demo_compiles(tmp_path):
+    demo = ROOT / "assets/demo"
+    if not shutil.which("latexmk") or not (demo / "forensics.json").exists():
+        pytest.skip("needs latexmk and assets/demo/forensics.json")
     for name in ("src", "scripts", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "paper").mkdir()
@@ -181,7 +183,8 @@ def test_the_published_studies_compile(tmp_path):
     assert (tmp_path / "paper/main.pdf").read_bytes().startswith(b"%PDF")
     first = (tmp_path / "paper/main.pdf").read_bytes()
     assert run(tmp_path).returncode == 0 and (tmp_path / "paper/main.pdf").read_bytes() == first
-    assert "Overfull" not in (tmp_path / "paper/main.log").read_text()
+    count = sum(len(c["runs"]) for c in json.loads((demo / "forensics.json").read_text())["conditions"].values())
+    assert count and "Overfull" not in (tmp_path / "paper/main.log").read_text()
 
 
 def test_the_language_section_is_the_numbers_of_its_file(tmp_path):

@@ -32,8 +32,9 @@ def test_a_lock_whose_owner_may_be_dead_is_waited_for_and_then_removed(tmp_path,
     monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)  # instead of three minutes
     (tmp_path / ".lock").write_bytes(content.encode("latin1"))
     os.utime(tmp_path / ".lock", (time.time() + 60,) * 2)  # not old yet, however slow this machine is
-    said = []
+    said, started = [], time.monotonic()
     held = RunLock(tmp_path, said.append)
+    assert time.monotonic() - started > 0.7
     who = "pid 999999 on node17" if content == ELSEWHERE.format(0.5) else "a lock that cannot be read"
     assert len(said) == 2 and f"locked by {who}; waiting 1 s for a sign of life" in said[0]
     assert f"no sign of life from {who}" in said[1] and "removed" in said[1]

@@ -143,7 +143,8 @@ def test_workers_outlive_the_signals_that_a_scheduler_sends_to_all_processes(num
         os.kill(worker.pid, number)
     assert len(list(batches)) == 8 * len(ORDER) - 1
     for worker in multiprocessing.active_children():
-        worker.join()
+        worker.join(600)
+    assert not multiprocessing.active_children()
 
 
 def test_resident_batches_are_the_rows_asked_for():

@@ -58,17 +58,17 @@ class Runs:
         if not len(self.task(run.config).splits[self.settings.split]):
             raise UserError(f"{run_dir}: --split {self.settings.split}: its data have no such images")
         student, info = rebuild.student(run, self.weights)
-        return run.config, student.to(self.settings.device), {**info, "other_data": different[self.settings.split]}
+        return run.config, student.to(self.settings.device), {
+            **info, "other_data": different[self.settings.split], "teacher": run.teacher}
 
-    def identity(self, run_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
-        """All that decides what is measured of a run that `student` has rebuilt."""
-        run, settings = rebuild.trained(run_dir), self.settings
+    def identity(self, cfg: Config, info: dict[str, Any]) -> dict[str, Any]:
+        """What any measurement of a run that `student` has rebuilt depends on, whatever it measures on how many images.
+        """
+        settings = self.settings
         return {"step": info["step"], "weights": info["weights"], "checkpoint_sha256": info["sha256"],
-                "other_data": info["other_data"], "teacher": run.teacher, "metrics": list(settings.metrics),
-                "data_fingerprint": self.task(run.config).fingerprints[settings.split], "split": settings.split,
-                "images": [settings.images, settings.cka_images, settings.hessian_images],
-                "kernel": settings.kernel, "batch_size": settings.batch_size, "device": settings.device.type,
-                "code": sources.of_measurement(__file__, run.config)}
+                "other_data": info["other_data"], "teacher": info["teacher"], "split": settings.split,
+                "data_fingerprint": self.task(cfg).fingerprints[settings.split], "batch_size": settings.batch_size,
+                "device": settings.device.type, "code": sources.of_measurement(__file__, cfg)}
 
     def untrained(self, cfg: Config) -> nn.Module:
         """The student as the run's seed initialised it (without published weights, if it started from some)."""

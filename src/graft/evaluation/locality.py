@@ -60,17 +60,20 @@ def measure(runs: Runs, folders: list[Path], curvature: bool) -> Condition:
 def _one(runs: Runs, folder: Path, curvature: bool, spectrum: bool) -> tuple[Config, dict[str, Any], np.ndarray]:
     """A run's configuration, what was measured of it, and each image's attention distance (n,)."""
     cfg, student, info = runs.student(folder)
-    wanted, place, end = runs.identity(folder, info), folder / "eval", f"{runs.settings.split}-{info['step']}.json"
+    settings, of = runs.settings, runs.identity(cfg, info)
+    place, end = folder / "eval", f"{settings.split}-{info['step']}.json"
 
     def look_at() -> dict[str, Any]:
         found, distance = entry(runs, cfg, student, info)
         return {"entry": found, "distance": distance.tolist()}
 
-    seen = kept.measured(place / f"forensics-{end}", wanted, look_at)
+    seen = kept.measured(place / f"forensics-{end}", {**of, "kernel": settings.kernel, "images": [
+        settings.images, settings.cka_images]}, look_at)
     found = seen["entry"]
     if curvature:
-        found["hessian"] = kept.measured(place / f"curvature-{end}", {**wanted, "spectrum": spectrum},
-                                         lambda: curve(runs, cfg, student, spectrum))
+        found["hessian"] = kept.measured(
+            place / f"curvature-{end}", {**of, "images": settings.hessian_images, "spectrum": spectrum},
+            lambda: curve(runs, cfg, student, spectrum))
     return cfg, found, np.asarray(seen["distance"])
 
 

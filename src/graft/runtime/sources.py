@@ -16,9 +16,10 @@ is decided by its weights' digest and by its own checkpoint.
 import ast
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from graft.config.options import Config
+from graft.config.options import Config, Part
 from graft.config.schema import ROOT
 
 ROOMS = ("tasks", "students", "teachers", "losses", "augment", "training", "evaluation", "keyed.py", "outputs.py")
@@ -31,7 +32,7 @@ def of_run(config: Config) -> dict[str, str]:
     parts = [("tasks", config.task), ("students", config.student), ("teachers", config.teacher),
              *(("losses", term) for term in config.objective if term.used),
              *(("augment", part) for part in config.augment)]
-    names = _used([ROOT / f"train_{config.method}.py", *(ROOT / kind / f"{part.name}.py" for kind, part in parts)])
+    names = _used(ROOT / f"train_{config.method}.py", parts)
     return {name: _digest(names[name]) for name in sorted(names)
             if (name.startswith("train_") or name.split("/")[0] in ROOMS) and name not in APART}
 
@@ -39,18 +40,18 @@ def of_run(config: Config) -> dict[str, str]:
 def of_measurement(module: str, config: Config) -> str:
     """One digest of all files that decide what a module (its `__file__`) measures of this run's student and teacher."""
     parts = [("tasks", config.task), ("students", config.student), ("teachers", config.teacher)]
-    names = _used([Path(module), *(ROOT / kind / f"{part.name}.py" for kind, part in parts)])
+    names = _used(Path(module), parts)
     kept = [f"{name} {_digest(names[name])}" for name in sorted(names) if name.split("/")[0] in (*ROOMS, "probes")]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
 
-def _used(left: list[Path]) -> dict[str, Path]:
-    """These files and all of the package that they import, by their path in it."""
-    found: set[Path] = set()
+def _used(first: Path, parts: Sequence[tuple[str, Part]]) -> dict[str, Path]:
+    """A file, parts as (kind, part), and all of the package that they import, by their path in it."""
+    left, found = [first, *(ROOT / kind / f"{part.name}.py" for kind, part in parts)], set()
     while left:
         if (file := left.pop()) not in found:
             found.add(file)
-            left = [*left, *_imported(file)]
+            left += _imported(file)
     return {str(file.relative_to(ROOT)): file for file in found}
 
 
