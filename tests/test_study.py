@@ -259,6 +259,10 @@ def test_smoke_runs_are_short_and_in_a_folder_of_their_own():
     assert last.pop("ce_longer/seed0") == "configs/smoke/cpu.yaml", "its length is cut too"
     assert last and all(file.startswith("configs/ablation/") for file in last.values()), \
         "train_ablation.py prints what the last file changes"
+    for name, key in (("cifar100", "another task"), ("cifar10_small", "a length and more images")):
+        jobs = Graph(study.load(name), Asked(smoke=True, set=("task.split_seed=1",), environment=HUB)).jobs.values()
+        assert {(job.config.train.duration, job.config.task.args["subset"], job.config.task.args["split_seed"])
+                for job in jobs} == {("4st", 32, 1)}, f"what the study's own words undo ({key}) is laid over them"
     language = Graph(study.load("demo_language"), Asked(smoke=True))
     model = "experiments/demo_language-smoke/pretrain/seed0"
     assert language.jobs["baseline/seed0"].config.student.args["model"] == model

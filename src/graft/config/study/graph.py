@@ -116,7 +116,7 @@ class Graph:
     def _icl(self) -> Job:
         sources = self.layers.sources(self.base, self.study.icl.configs)
         words = self.layers.over(sources)
-        sources, cfg = self.layers.smoked(sources, words, 0)
+        sources, words, cfg = self.layers.smoked(sources, words, 0)
         moved, needs = self._placed(cfg)
         words = last_wins(words, moved)
         own = ["--shots", *map(str, self.study.icl.shots), "--split", *self.splits,
@@ -173,7 +173,7 @@ class Graph:
     def _run(self, name: str, item: Teacher | Condition, sources: list[Source], seed: int,
              filled: Iterable[str] = ()) -> Job:
         words = self.layers.over(sources, filled, item.set)
-        layered, cfg = self.layers.smoked(sources, words, seed)
+        layered, words, cfg = self.layers.smoked(sources, words, seed)
         moved, needs = self._placed(cfg, name)
         moved = [*moved, *(_for_smoke(cfg) if self.asked.smoke else ())]
         words = last_wins(words, moved)

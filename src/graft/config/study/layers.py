@@ -42,6 +42,12 @@ def _read(file: str) -> dict[str, Any]:
     return read(file)
 
 
+@functools.cache
+def _smoke_words() -> list[str]:
+    return [f"{section}.{key}={value}" for section, keys in _read(SMOKE).items()
+            for key, value in keys.items()]
+
+
 def words_of(sources: list[Source]) -> list[str]:
     """The sources on a command line."""
     base, *deltas = [source.file for source in sources]
@@ -98,20 +104,27 @@ class Layers:
         return [base, *(self.source(deltas[word], f"deltas.{word}") if word in deltas else Source(word, word)
                         for word in configs)]
 
-    def smoked(self, sources: list[Source], words: list[str], seed: int) -> tuple[list[Source], Config]:
-        """The sources with the smoke config among them, if that is asked for, and what they resolve to.
+    def smoked(self, sources: list[Source], words: list[str], seed: int) -> tuple[list[Source], list[str], Config]:
+        """The sources with the smoke config among them, if that is asked for, the words, and what they resolve to.
 
         An ablation stays the last, because train_ablation.py prints what the last file changes, unless the smoke
-        config has to cut its length too.
+        config has to cut its length too. What words of the study undo of the smoke config, such as a length, or a part
+        of another name, which starts from its own defaults, further words lay over them.
         """
         cfg = self.resolve(sources, words, seed)
         if not self.smoke:
-            return sources, cfg
+            return sources, words, cfg
         smoke = Source(SMOKE, SMOKE)
         after = [*sources, smoke]
         before = [*sources[:-1], smoke, sources[-1]] if len(sources) > 1 else after
         cfg = self.resolve(after, words, seed)
-        return (before if self.resolve(before, words, seed) == cfg else after), cfg
+        sources = before if self.resolve(before, words, seed) == cfg else after
+        asked = {word.partition("=")[0] for word in self.set}
+        shorter = {word: word.partition("=")[0].split(".") for word in _smoke_words()
+                   if has_key(cfg, word) and word.partition("=")[0] not in asked}
+        now, short = (one.to_dict() for one in (cfg, self.resolve(sources, last_wins(words, shorter), seed)))
+        words = last_wins(words, [word for word, (part, key) in shorter.items() if now[part][key] != short[part][key]])
+        return sources, words, self.resolve(sources, words, seed)
 
     def resolve(self, sources: list[Source], words: list[str], seed: int = 0) -> Config:
         """The configuration of the sources and `key=value` words. Raises UserError as `config.load` does."""
