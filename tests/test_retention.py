@@ -94,7 +94,7 @@ def test_what_was_kept_is_measured_and_what_was_not_changed_is_kept_whole(study,
     items = other.splits["test"].items
     assert [items[i].gold for i in rows["index"]] == rows["gold"].tolist() and {item.group for item in items} == {
         "0314875269"}
-    kept = json.loads((folder / "eval-retention/kl-4.json").read_text())["kl"]
+    kept = json.loads((folder / "eval-retention/kl-4.json").read_text())["found"]
     before, after = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
                      for path in (study.parents[1] / "model", folder / "checkpoint-4"))
     split = other.splits["test"]
@@ -118,7 +118,10 @@ def test_what_is_kept_is_used_again_while_it_is_true(study, monkeypatch):
             evaluate(study, monkeypatch, "--kl_items", 5)
     file = study / "moved/seed0/eval-retention/kl-4.json"
     content = json.loads(file.read_text())
-    for damaged in ("{", json.dumps({**content, "kl": {"1": [0.0]}}), json.dumps({**content, "weights": "other"})):
+    for other in ({**content["of"], "code": "other"}, {**content["of"], "weights": "other"}):
+        file.write_text(json.dumps({"of": other, "found": {"1": [0.0]}}))
+        assert evaluate(study, monkeypatch)["conditions"] == first["conditions"]
+    for damaged in ("{", json.dumps({"of": content["of"]})):
         file.write_text(damaged)
         assert evaluate(study, monkeypatch)["conditions"] == first["conditions"]
 

@@ -38,9 +38,11 @@ def score(path: Path, wanted: dict[str, Any], index: Sequence[int],
     return entry
 
 
-def measured(path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def measured(path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, Any]], *,
+             write: bool = True) -> dict[str, Any]:
     """What `measure()` finds, as JSON has it: what the file at `path` holds, if it says the same of all that is
-    `wanted`; else measured now and written there, so that a study's hours of it can be interrupted."""
+    `wanted`; else measured now and, of several processes by the one that is to `write`, kept there, so that a study's
+    hours of it can be interrupted."""
     try:
         there = reading.read_json(path)
     except UserError:
@@ -49,6 +51,7 @@ def measured(path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str,
         return there["found"]
     # Not sorted: the order of layers is that of a model's.
     text = json.dumps({"of": wanted, "found": measure()}, default=lambda x: x.item())
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, text + "\n")
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n")
     return json.loads(text)["found"]

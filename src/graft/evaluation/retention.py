@@ -20,9 +20,8 @@ from accelerate import Accelerator
 from graft.config import parts, schema
 from graft.config.options import Config
 from graft.errors import UserError
-from graft.evaluation import answers, icl, language, rebuild
-from graft.reporting import reading, results
-from graft.runtime import checkpoint
+from graft.evaluation import answers, icl, kept, language, rebuild
+from graft.runtime import checkpoint, sources
 from graft.students import _language
 from graft.students.causal_lm import CausalLM
 from graft.tasks._context import Context, encode
@@ -132,32 +131,27 @@ class Evaluator:
         """Mean KL per token of each item, by probe and for `text`; from `path` where that is still true."""
         count = self.options.kl_items
         chosen = {probe.name: [probe.index[i] for i in range(min(count, len(probe.index)))] for probe in probes}
-        wanted = {"schema_version": results.SCHEMA_VERSION, **weights, "texts": self.texts,
+        wanted = {**weights, "texts": self.texts, "code": sources.of_measurement(__file__, cfg),
                   "items": {probe.name: fingerprint([probe.task.splits["test"].items[i] for i in chosen[probe.name]])
                             for probe in probes}}
-        try:
-            kept = reading.read_json(path)
-        except UserError:
-            kept = {}
-        if isinstance(kept, dict) and all(kept.get(key) == value for key, value in wanted.items()) and _whole(
-                kept.get("kl"), {**{name: len(own) for name, own in chosen.items()}, "text": len(self.texts)}):
-            return kept["kl"]
-        engine.release()  # vLLM reserves nearly all memory, and would find too little of it again
-        trained, base = self._models(run_dir, cfg, probes[0].task)
-        found = {}
-        for probe in probes:
-            split = probe.task.splits["test"]
-            own = [(split.prompts[i].tolist(), split.answers[i].tolist()) for i in chosen[probe.name]]
-            found[probe.name] = self._per_item(trained, base, own)
-        lines = [probes[0].task.prompt.tokenizer(line)["input_ids"] for line in self.texts]
-        found["text"] = self._per_item(trained, base, [(ids[:1], ids[1:]) for ids in lines])
-        if engine.name == "vllm":
-            del trained, base
-            self.models.clear()
-            torch.cuda.empty_cache()
-        if self.accelerator.is_main_process:
-            results.write_json(path, {**wanted, "kl": found})
-        return found
+
+        def measure() -> dict[str, list[float]]:
+            engine.release()  # vLLM reserves nearly all memory, and would find too little of it again
+            trained, base = self._models(run_dir, cfg, probes[0].task)
+            found = {}
+            for probe in probes:
+                split = probe.task.splits["test"]
+                own = [(split.prompts[i].tolist(), split.answers[i].tolist()) for i in chosen[probe.name]]
+                found[probe.name] = self._per_item(trained, base, own)
+            lines = [probes[0].task.prompt.tokenizer(line)["input_ids"] for line in self.texts]
+            found["text"] = self._per_item(trained, base, [(ids[:1], ids[1:]) for ids in lines])
+            if engine.name == "vllm":
+                del trained, base
+                self.models.clear()
+                torch.cuda.empty_cache()
+            return found
+
+        return kept.measured(path, wanted, measure, write=self.accelerator.is_main_process)
 
     def _models(self, run_dir: Path, cfg: Config, task: TextTask) -> tuple[CausalLM, CausalLM | None]:
         """The run's student; and the untrained one, where it is not the same without its adapters."""
@@ -193,8 +187,3 @@ def _kl(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """(n, V), (n, V) logits -> (n,) nats; not below 0, where rounding would have it."""
     p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)
-
-
-def _whole(kl: Any, sizes: dict[str, int]) -> bool:
-    return isinstance(kl, dict) and {name: len(own) for name, own in kl.items() if isinstance(own, list)} == sizes and \
-        all(isinstance(value, float) for own in kl.values() for value in own)
