@@ -17,7 +17,7 @@ from graft.config.study.options import claimed
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import comparisons, reading, results, shapes, tables
 from graft.reporting.gains import gains, run_name
-from graft.reporting.latex import code, escape, findings, interval, number, tabular
+from graft.reporting.latex import code, escape, findings, interval, number, outcome_of, tabular
 from graft.runtime.files import write_text
 
 SPLIT = "test"
@@ -81,24 +81,24 @@ def _has_trace(forensics: dict[str, Any]) -> bool:
 def conditions_table(content: dict[str, Any]) -> str:
     """What each condition changes: teacher, objective, and which keys of the recipe.
 
-    Of a term its weight, and what sets it apart from a term of that name in another condition.
+    Of a term its weight, and what sets it apart from most terms of that name in other conditions.
     """
     rows = []
     changes = {name: {key: (old, new) for key, old, new in condition.get("differs", ())}
                for name, condition in _compared(content)}
-    values: dict[str, set[str]] = {}  # of a key of a term, in the conditions that have it
+    values: dict[str, list[str]] = {}  # of a key of a term, in the conditions that have it
     for changed in changes.values():
         for key, (_, new) in changed.items():
-            values.setdefault(key, set()).add(str(new))
-    apart = [key for key, found in values.items()
-             if len(found) > 1 and re.fullmatch(r"objective\.[^.]+\.(?!weight$|name$).+", key)]
+            values.setdefault(key, []).append(str(new))
+    usual = {key: max(found, key=found.count) for key, found in values.items()
+             if re.fullmatch(r"objective\.[^.]+\.(?!weight$|name$).+", key)}
     for name, condition in _compared(content):
         changed = changes[name]
         path = changed.get("teacher.path", ("", ""))[1]
         teacher = _shown(content, run_name(str(path))) if path else code(changed.get("teacher.name", ("", "---"))[1])
         notes = [key for key in ("shuffle", "random_weights") if changed.get(f"teacher.{key}", (0, 0))[1] is True]
         notes += [f"view {changed['teacher.view'][1]}"] if "teacher.view" in changed else []
-        terms = [_term(key.split(".")[1], changed, apart) for key in changed
+        terms = [_term(key.split(".")[1], changed, usual) for key in changed
                  if re.fullmatch(r"objective\.[^.]+\.weight", key)]
         recipe = "; ".join(f"{code(key)} {escape(old)} to {escape(new)}"
                            for key, old, new in condition.get("recipe_differs", ()))
@@ -108,11 +108,11 @@ def conditions_table(content: dict[str, Any]) -> str:
                    r"lp{0.22\linewidth}p{0.22\linewidth}p{0.25\linewidth}")
 
 
-def _term(name: str, changed: dict[str, tuple[Any, Any]], apart: list[str]) -> str:
-    """A term's weight, and in brackets those of its keys that are `apart`."""
+def _term(name: str, changed: dict[str, tuple[Any, Any]], usual: dict[str, str]) -> str:
+    """A term's weight, and in brackets its keys whose value is not the usual one."""
     old, new = changed[f"objective.{name}.weight"]
-    own = [f"{key.split('.')[2]} {changed[key][1]}" for key in apart
-           if key.startswith(f"objective.{name}.") and key in changed]
+    own = [f"{key.split('.')[2]} {changed[key][1]}" for key, value in usual.items()
+           if key.startswith(f"objective.{name}.") and key in changed and str(changed[key][1]) != value]
     return (f"{escape(name)} {_weight(old) + ' to ' if old != '-' else ''}{_weight(new)}"
             + (f" ({escape(', '.join(own))})" if own else ""))
 
@@ -127,14 +127,33 @@ def _compared(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def to_baseline(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every condition against the baseline, as `findings` reads comparisons."""
-    return [(_shown(content, name), _shown(content, content["baseline"]), condition["vs_baseline"][SPLIT]["accuracy"])
+    """Every condition against the baseline: two names and the entry of results.json."""
+    return [(name, content["baseline"], condition["vs_baseline"][SPLIT]["accuracy"])
             for name, condition in _compared(content)]
 
 
 def _contrasts(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(_shown(content, one["a"]), _shown(content, one["b"]), one) for one in content.get("contrasts", [])
+    return [(one["a"], one["b"], one) for one in content.get("contrasts", [])
             if (one["split"], one["metric"]) == (SPLIT, "accuracy")]
+
+
+def told(content: dict[str, Any], compared: list[tuple[str, str, dict[str, Any]]]) -> str:
+    """What comparisons show, as a list of sentences."""
+    sentences = findings([(_shown(content, a), _shown(content, b), versus) for a, b, versus in compared])
+    return "\\begin{itemize}\n" + "".join(rf"\item {one}" + "\n" for one in sentences) + "\\end{itemize}\n"
+
+
+def all_findings(content: dict[str, Any]) -> str:
+    """Every comparison; where main ones were fixed beforehand, these, and of the others what is decided."""
+    compared = [*to_baseline(content), *_contrasts(content)]
+    fixed = {tuple(pair) for pair in content.get("primary", ())}
+    main, others = ([one for one in compared if (one[:2] in fixed) is inside] for inside in (True, False))
+    if not main:
+        return told(content, compared)
+    decided = [one for one in others if outcome_of(one[2]) in ("more", "less")]
+    rest = f"Decided of the {len(others)} other comparisons"
+    return f"Main comparisons, fixed beforehand:\n{told(content, main)}" + (
+        f"{rest}:\n{told(content, decided)}" if decided else f"{rest}: none.\n" if others else "")
 
 
 def _shown(content: dict[str, Any], name: str) -> str:
@@ -201,17 +220,11 @@ def language(content: dict[str, Any], where: str) -> dict[str, str]:
               "LanguageQuestions": next(run["n"] for run in first["runs"] if run["split"] == SPLIT),
               "LanguageSeeds": first["summary"][SPLIT]["accuracy"]["seeds"], "ZeroShot": untrained, "KShot": shown,
               "LanguageBaseline": _shown(content, content["baseline"])}
-    found = findings(_contrasts(content) or to_baseline(content))
     kept = "true" if (Path(where).parent / "retention.json").is_file() else "false"
     return {"language": f"\\newif\\iflanguage\\languagetrue\n\\newif\\ifretention\\retention{kept}\n" + "".join(
                 rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in values.items()),
-            "language_findings": items(found),
+            "language_findings": told(content, _contrasts(content) or to_baseline(content)),
             "language_table": tables.to_latex(tables.of_split(tables.table(content), SPLIT))}
-
-
-def items(sentences: list[str]) -> str:
-    """A list of sentences."""
-    return "\\begin{itemize}\n" + "".join(rf"\item {one}" + "\n" for one in sentences) + "\\end{itemize}\n"
 
 
 def main() -> None:
@@ -233,10 +246,9 @@ def main() -> None:
         reading.check(robust, shapes.PAPER_ROBUSTNESS, str(args.study / "robustness.json"))
         reading.check_same(content, robust, args.study / "robustness.json")
     teachers = not gains(content, SPLIT).empty
-    found = findings([*to_baseline(content), *_contrasts(content)])
     files = {
         "numbers": macros(content, forensics, robust, teachers), "conditions": conditions_table(content),
-        "findings": items(found),
+        "findings": all_findings(content),
         "forensics": forensics_table(forensics, content), "verdicts": verdict_table(forensics)}
     if teachers:
         files["efficiency"] = efficiency_table(content)

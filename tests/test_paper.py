@@ -80,6 +80,27 @@ def test_a_sentence_says_what_its_interval_allows(low, high, p, scope, says, nev
     assert paper.findings([("new", "old", versus), ("b", "c", versus)])[0].startswith(text[:-1] + "; b minus c")
 
 
+def test_main_comparisons_are_all_told_and_of_the_others_what_is_decided(content):
+    def text():
+        return paper.all_findings(content)
+    versus = {name: content["conditions"][name]["vs_baseline"]["test"]["accuracy"] for name in ("cnn_arm", "ssl_arm")}
+    assert "fixed beforehand" not in text() and text().count(" minus ") == 2
+    content["primary"] = [["ssl_arm", "baseline"]]
+    versus["cnn_arm"].update(ci95=[-0.1, 0.5])
+    assert text().endswith("Decided of the 1 other comparisons: none.\n") and text().count(" minus ") == 1
+    versus["cnn_arm"].update(ci95=[0.1, 0.5], p_holm=0.01)
+    main, others = (part.replace(r"\allowbreak{}", "") for part in text().split("Decided of the 1 other comparisons:"))
+    assert r"ssl\_arm" in main and r"cnn\_arm" not in main and r"cnn\_arm" in others and "more accurate" in others
+
+
+def test_a_conditions_table_names_what_sets_a_term_apart(content):
+    for name, estimator in {"cnn_arm": "unbiased", "ssl_arm": "biased"}.items():
+        content["conditions"][name]["differs"] = [["objective.cka.weight", "-", 1.0], [
+            "objective.cka.estimator", "-", estimator], ["objective.cka.layers", "-", "1"]]
+    rows = [line for line in paper.conditions_table(content).splitlines() if "cka" in line]
+    assert len(rows) == 2 and sum("estimator" in row for row in rows) == 1 and not any("layers" in row for row in rows)
+
+
 def test_no_text_of_a_file_is_a_command(content):
     """Every text and key that a file may bring reaches LaTeX escaped, in one line."""
     evil = "\\input{x}\n\n$^_#&~%"
@@ -94,7 +115,7 @@ def test_no_text_of_a_file_is_a_command(content):
     forensics["hypotheses"][0] |= {"name": evil, "claim": evil, "reason": evil, "statistic": evil, "verdict": evil}
     texts = [paper.macros(content, forensics, None, False), paper.conditions_table(content),
              paper.forensics_table(forensics, content), paper.verdict_table(forensics),
-             *paper.findings(paper.to_baseline(content))]
+             paper.told(content, paper.to_baseline(content))]
     for text in texts:
         assert "\\input" not in text and "\n\n" not in text and r"\textbackslash{}input\{x\}" in text
 

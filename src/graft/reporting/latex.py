@@ -57,7 +57,7 @@ def findings(compared: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
     """
     found: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
     for name, other, versus in compared:
-        outcome, words = _outcome(versus), [f"{name} minus {other}"]
+        outcome, words = outcome_of(versus), [f"{name} minus {other}"]
         words.append(number(100 * versus["difference"], 2, "+"))
         if outcome:
             low, high = (number(100 * end, 2, "+") for end in versus["ci95"])
@@ -71,7 +71,8 @@ def findings(compared: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
     return [f"{OUTCOMES[outcome]}: {'; '.join(ones)}." for outcome, ones in found.items() if ones]
 
 
-def _outcome(versus: dict[str, Any]) -> str:
+def outcome_of(versus: dict[str, Any]) -> str:
+    """A comparison's key of `OUTCOMES`."""
     if None in versus["ci95"]:
         return ""
     if versus["scope"] == "examples":
