@@ -12,6 +12,7 @@ same for every run. Runs of self-supervised training have no classifier and are 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from graft import __version__
 from graft.config import script_options
@@ -35,6 +36,13 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def drawn(run: dict[str, Any]) -> dict[str, Any]:
+    """A run with its ROC curves, of which numbers there are most by far, to the four decimals that a figure shows."""
+    curves = {name: {axis: [round(value, 4) for value in values] for axis, values in curve.items()}
+              for name, curve in run["clean"]["roc"].items()}
+    return {**run, "clean": {**run["clean"], "roc": curves}}
+
+
 def main() -> None:
     """Evaluate, summarise, write."""
     options = arguments()  # before torch is imported
@@ -48,7 +56,7 @@ def main() -> None:
     evaluator, conditions = Evaluator(options), {}
     for name in options.conditions:
         try:
-            runs = [evaluator.run(run_dir) for run_dir in rebuild.runs_of(options.base_dir, name)]
+            runs = [drawn(evaluator.run(run_dir)) for run_dir in rebuild.runs_of(options.base_dir, name)]
             conditions[name] = {"runs": runs, "summary": summary(runs)}
         except UserError as error:
             if not options.allow_missing:

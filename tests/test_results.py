@@ -57,6 +57,9 @@ def test_json_survives_and_is_replaced_whole(tmp_path):
     with pytest.raises(UserError, match=r"x\.json.*nan"):
         results.write_json(path, {"a": float("nan")})
     assert path.read_bytes() == first and os.listdir(path.parent) == ["x.json"]
+    odd = {"a": [[1, -2.5e-07], []], "b": [1, None], "c": "[\n 1,\n 2\n]"}
+    results.write_json(path, odd)
+    assert json.loads(path.read_text()) == odd and "  [1, -2.5e-07]," in path.read_text().splitlines()
 
 
 def test_rows_come_back_sorted_with_their_data(tmp_path):

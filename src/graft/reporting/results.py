@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ COLUMNS = ("index", "label", "prediction", "correct", "confidence", "nll", "labe
 TEXT_COLUMNS = ("index", "id", "gold", "prediction", "correct", "prediction_flexible", "correct_flexible", "text",
                 "tokens", "ended")
 
+# A list of numbers in indented JSON, one a line; no string has a line break in it.
+NUMBERS = re.compile(r"\[\n *-?\d[\d.e+-]*(,\n *-?\d[\d.e+-]*)*\n *\]")
+
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with sorted keys in one step: readers see the old file or the whole new one.
+    """Write JSON with sorted keys, lists of numbers each in a line, in one step: readers see the old file or the new.
 
     Raises UserError for a value that is not finite.
     """
@@ -36,6 +40,7 @@ def write_json(path: str | Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False,
                           default=lambda x: x.item())
+        text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
         text.encode("utf-8")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
