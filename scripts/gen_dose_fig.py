@@ -3,7 +3,8 @@
     python scripts/gen_dose_fig.py --forensics experiments/mine/forensics.json --out assets
 
 Needs a forensics.json that was written with --doses, and the results.json beside it. The line joins the imposed arms,
-the most local one first; it is what the claim `locality_explains` reads.
+the most local one first; it is what the claim `locality_explains` reads. The conditions of the claims have a name each,
+or those that `--conditions` asks for; all others are grey.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from graft.config.study.options import claimed
 from graft.errors import UserError, exit_cleanly
 from graft.reporting import figures, results
 
@@ -30,16 +32,19 @@ def runs(forensics: dict[str, Any], scores: dict[str, Any], chosen: list[str], s
                          for name in chosen for run in forensics["conditions"][name]["runs"]])
 
 
-def draw(table: pd.DataFrame, uniform: float, split: str) -> figures.Figure:
+def draw(table: pd.DataFrame, uniform: float, split: str, named: list[str]) -> figures.Figure:
     """A panel each for accuracy and, where it was measured, curvature; dots are runs, the line goes through means."""
     shown = [name for name in PANELS if table[name].notna().any()]
-    conditions = list(dict.fromkeys(table["condition"]))
+    others = table[~table["condition"].isin(named)]
     figure, panels = figures.axes(figures.COLUMN, 0.35 + 1.9 * len(shown), len(shown), 1, sharex=True)
     imposed = table.dropna(subset=["dose"]).groupby("dose")[["distance", *shown]].mean()
     for panel, name in zip(panels, shown, strict=True):
         panel.axvline(uniform, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
         panel.plot(imposed["distance"], imposed[name], color="0.35", linewidth=1, zorder=1)
-        for i, condition in enumerate(conditions):
+        if len(others):
+            panel.plot(others["distance"], others[name], linestyle="none", marker=".", color="0.65", markersize=4,
+                       label="(other conditions)", zorder=0.5)
+        for i, condition in enumerate(named):
             own = table[table["condition"] == condition]
             look = figures.look(i)
             panel.plot(own["distance"], own[name], linestyle="none", marker=look["marker"], color=look["color"],
@@ -62,9 +67,11 @@ def main() -> None:
     table = runs(content, results.read_results(scores), chosen, args.split)
     if table["accuracy"].isna().all():
         raise UserError(f"{scores}: --split {args.split}: no accuracy of any of {', '.join(chosen)}")
+    named = chosen if args.conditions else claimed(chosen, content.get("roles", {}), [
+        point["condition"] for point in content["imposed"]])
     with figures.style(args.style):
         uniform = content["references"]["uniform"]["mean_distance"]
-        paths = figures.save(draw(table, uniform, args.split), args, table)
+        paths = figures.save(draw(table, uniform, args.split, named), args, table)
     print(*paths, sep="\n")
 
 

@@ -73,7 +73,8 @@ def test_dose_response_joins_imposed_runs(content, scores, monkeypatch, tmp_path
         [sum(run["layer_distance"]) / len(run["layer_distance"]) for run in runs], rel=1e-5)
     assert own["trace"].tolist() == [run["hessian"]["trace"]["value"] for run in runs]
     with figures.style():
-        first, second = gen_dose_fig.draw(drawn, 4.1, "test").axes
+        first, second = gen_dose_fig.draw(drawn, 4.1, "test", ["distill"]).axes
+    assert [line.get_label() for line in first.lines[2:]] == ["(other conditions)", "distill"]
     assert list(first.lines[1].get_xdata()) == pytest.approx(
         [drawn[drawn["condition"] == name]["distance"].mean() for name in imposed])
     assert first.get_ylabel() == "test accuracy, %" and second.get_ylabel() == "Hessian trace"
