@@ -4,7 +4,8 @@
 
 Reads results.json and forensics.json, and robustness.json where there is one; they must speak of the same
 checkpoints. Writes LaTeX: numbers.tex (macros), conditions.tex, findings.tex, efficiency.tex, forensics.tex,
-verdicts.tex and robustness.tex; and central.txt, the conditions of its figures. With `--language`, a second study, of
+verdicts.tex and robustness.tex; and the conditions of its figures, those of the claims in central.txt,
+the arms among them in arms.txt. With `--language`, a second study, of
 text: language.tex (macros), language_findings.tex and language_table.tex.
 """
 
@@ -257,12 +258,14 @@ def main() -> None:
     path = args.language and args.language / "results.json"
     files |= language(results.read_results(path), str(path)) if path else {
         "language": "\\newif\\iflanguage\\languagefalse\n\\newif\\ifretention\\retentionfalse\n"}
-    central = claimed(forensics["conditions"], forensics["roles"],
-                      [dose["condition"] for dose in forensics.get("imposed", ())])
+    doses = [dose["condition"] for dose in forensics.get("imposed", ())]
+    chosen = {"central": claimed(forensics["conditions"], forensics["roles"], doses),
+              "arms": claimed(forensics["conditions"], forensics["roles"], [])}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_text(args.out / f"{name}.tex", text)
-    write_text(args.out / "central.txt", "\n".join(central) + "\n")
+    for name, conditions in chosen.items():
+        write_text(args.out / f"{name}.txt", "\n".join(conditions) + "\n")
     print(f"wrote {', '.join(f'{name}.tex' for name in files)} to {args.out}")
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The paper: every table, number and figure from the JSON files of a study, then paper/main.pdf.
-#   bash scripts/paper.sh                   assets/demo, the published demo
+#   bash scripts/paper.sh                   assets/cifar10_small, the published study of photographs
 #   STUDY=cifar10 bash scripts/paper.sh     experiments/cifar10; it needs results.json and forensics.json
 #   LANGUAGE_STUDY=NAME                     the language section: experiments/NAME (default: the published words_smollm2)
 # Debian: apt-get install latexmk texlive-latex-extra texlive-fonts-recommended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-FROM=assets/demo
+FROM=assets/cifar10_small
 [[ -z "${STUDY:-}" ]] || FROM=experiments/$STUDY
 TEXT=assets/words_smollm2
 [[ -z "${LANGUAGE_STUDY:-}" ]] || TEXT=experiments/$LANGUAGE_STUDY
@@ -46,8 +46,9 @@ if grep -q retentiontrue "$OUT/language.tex"; then
 fi
 "$PYTHON" scripts/write_results.py --results "$FROM/results.json" --split test --out "$OUT" >/dev/null
 mapfile -t CENTRAL <"$OUT/central.txt"
+mapfile -t ARMS <"$OUT/arms.txt"
 forensics() { figure "$1" "$2" --forensics "$FROM/forensics.json" "${@:3}"; }
-beyond() { figure "$1" "$2" --results "$FROM/robustness.json" --conditions "${CENTRAL[@]}"; }
+beyond() { figure "$1" "$2" --results "$FROM/robustness.json" --conditions "${ARMS[@]}"; }
 figure accuracy scripts/gen_accuracy_fig.py --results "$FROM/results.json"
 figure differences scripts/gen_forest_fig.py --results "$FROM/results.json"
 forensics locality_spectrum scripts/gen_locality_fig.py --conditions "${CENTRAL[@]}"

@@ -186,12 +186,27 @@ def test_what_the_readme_says_of_the_vision_study():
         low, value, high = sorted(factor * x for x in (*one["ci95"], one["difference"]))
         return f"{value:.2f}{unit} [{low:+.2f}, {high:+.2f}]"
 
+    forensics = results.read_forensics(ROOT / "assets/cifar10_small/forensics.json")
+    claims = {claim["name"]: claim for claim in forensics["hypotheses"]}
+    assert {name: claim["verdict"] for name, claim in claims.items()} == {
+        "locality_curse": "undecided", "sharper_minima": "undecided", "structure_equals_logits": "contradicted",
+        "distillation_makes_local": "supported", "imposed_locality_harms": "contradicted",
+        "local_equals_wide": "contradicted", "locality_explains": "contradicted"}
+    moved, (_, predicted, seen, _) = claims["distillation_makes_local"], claims["locality_explains"]["legs"]
+    assert moved["reason"].endswith("; 1% of the range that was imposed")
+    assert min(len(forensics["conditions"][name]["runs"]) for name in ("local_1", "local_2", "local_4", "uniform")) == 3
+    for name in ("baseline", "ssl_cka"):
+        traces = [run["hessian"]["trace"]["value"] for run in forensics["conditions"][name]["runs"]]
+        assert max(traces) > 4 * min(traces) > 0
+
     mean = {name: 100 * condition["summary"]["test"]["accuracy"]["mean"]
             for name, condition in content["conditions"].items()}
     text = " ".join((ROOT / "README.md").read_text().split())
     for words in (f"{said(against['cnn'], ' points')} to {mean['baseline']:.1f} %", f"and {said(pair)} more",
                   said(against["local_1"], " points"), f"costs {said(against['uniform'], factor=-100)}",
                   said(against["ssl_cnn"]), said(against["ssl_cka"]),
+                  f"by {said(moved['legs'][0], ' patches', 1)}", f"CNN's, {said(predicted, ' points')}, is not",
+                  f"does, {said(seen)} on", f"{said(contrasts(content)['ssl_cka', 'cnn'], factor=-100)} below",
                   f"({mean['ssl_teacher']:.0f} and {mean['ssl_untrained']:.0f} % by neighbours)"):
         assert words in text, words
 
