@@ -18,8 +18,8 @@ import pytest
 import eval_checkpoints
 import report as report_script
 from graft.errors import UserError
+from graft.reporting import claims, results, tables
 from graft.reporting import report as made
-from graft.reporting import results, tables
 from small import ROOT, run_main, tiny
 
 BROWSER = shutil.which("chromium")
@@ -116,6 +116,16 @@ def test_verdicts_say_what_the_intervals_do(tmp_path, monkeypatch):
     assert said["distill is more accurate than baseline"] == "undecided"
     # against the baseline, against the untrained model, and in a contrast
     assert page.count("<p class=\"note\">kd_only_shuffled: what do deranged examples give?") == 3
+
+
+def test_main_comparisons_come_first():
+    content = results.read_results(ROOT / "assets/cifar10_small/results.json")
+    cards = claims.of_results(content, "test", str)
+    assert list(cards) == ["Main comparisons, fixed beforehand", "Against the baseline", "Contrasts"]
+    main = {tuple(card["about"]) for card in cards["Main comparisons, fixed beforehand"]}
+    assert main == {(a,) if b == "baseline" else (a, b) for a, b in content["primary"]}
+    assert sum(map(len, cards.values())) == 18 + len([one for one in content["contrasts"] if (
+        one["split"], one["metric"]) == ("test", "accuracy")])
 
 
 def test_names_are_text_and_examples_are_those_of_most_disagreement(study, tmp_path, monkeypatch):

@@ -8,25 +8,30 @@ import pandas as pd
 from graft.reporting import stats, tables
 from graft.reporting.comparisons import GAP
 
+MAIN = "Main comparisons, fixed beforehand"
 UNITS = {"accuracy": (100, ".2f", " points"), "attention_distance": (1, ".3f", " patches"),
          "hessian_trace": (1, ".4g", "")}  # of a statistic: what it is shown times, its format, its unit
 
 
 def of_results(content: dict[str, Any], split: str, label: Callable[[str], str]) -> dict[str, list[dict[str, Any]]]:
-    """Is each condition more accurate than what it is compared with? One card a comparison on a split, by a title."""
+    """Is each condition more accurate than what it is compared with? One card a comparison on a split, by a title, and
+    first those that were fixed beforehand, if any were.
+    """
     def claim(a: str, b: str) -> str:
         return f"{label(a)} is more accurate than {label(b)}"
 
-    found: dict[str, list[dict[str, Any]]] = {"Against the baseline": [], "Contrasts": [],
-                                              "Against the untrained model": []}
+    fixed = {tuple(pair) for pair in content.get("primary", ())}
+    found: dict[str, list[dict[str, Any]]] = {title: [] for title in (
+        MAIN, "Against the baseline", "Contrasts", "Against the untrained model")}
     for key, title, other in (("vs_baseline", "Against the baseline", content.get("baseline", "")),
                               ("vs_untrained", "Against the untrained model", GAP[0])):
         for name, condition in content["conditions"].items():
             if versus := condition.get(key, {}).get(split, {}).get("accuracy"):
-                found[title].append(_card(claim(name, other), versus, [name]))
-    found["Contrasts"] = [_card(claim(one["a"], one["b"]), one, [one["a"], one["b"]])
-                          for one in content.get("contrasts", [])
-                          if (one["split"], one["metric"]) == (split, "accuracy")]
+                found[MAIN if (name, other) in fixed else title].append(_card(claim(name, other), versus, [name]))
+    for one in content.get("contrasts", []):
+        if (one["split"], one["metric"]) == (split, "accuracy"):
+            pair = one["a"], one["b"]
+            found[MAIN if pair in fixed else "Contrasts"].append(_card(claim(*pair), one, [*pair]))
     return {title: cards for title, cards in found.items() if cards}
 
 
