@@ -252,6 +252,36 @@ def test_what_the_readme_says_of_the_language_study():
     assert conditions["base_instruction"]["summary"]["test"]["accuracy"]["mean"] < 0.01
 
 
+def test_what_the_readme_says_of_the_study_of_all_weights():
+    from graft.reporting import results, stats
+    content = results.read_results(ROOT / "assets/words_gemma270m/results.json")
+    conditions, pairs = content["conditions"], contrasts(content)
+    for name in ("kd_only_zeroshot", "kd_only_shuffled"):
+        one = pairs["kd_only", name]
+        assert one["difference"] > 0 and stats.decided(one["ci95"], one["p_holm"]), f"more than {name}"
+    versus = conditions["kd_only"]["vs_baseline"]["test"]["accuracy"]
+    assert not stats.decided(versus["ci95"], versus["p_holm"]), "undecided"
+    assert conditions["kd_only_zeroshot"]["summary"]["test"]["accuracy"]["mean"] == 0, "nothing moves"
+    means = [100 * conditions[name]["summary"]["test"]["accuracy"]["mean"] for name in (*results.GAP, "kd_only")]
+
+    def closed(name: str) -> str:
+        one = conditions[name]["gap_closed"]["test"]["accuracy"]
+        value, low, high = (100 * x for x in (one["value"], *one["ci95"]))
+        return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+
+    less = 100 * pairs["kd_only", "kd_only_shuffled"]["difference"]
+    kept = json.loads((ROOT / "assets/words_gemma270m/retention.json").read_text())["conditions"]
+    lost = sorted(-100 * one["retention"]["accuracy"]["difference"] for one in kept.values())
+    assert len(lost) == 4 and all(one["retention"]["accuracy"]["ci95"][1] < 0 for one in kept.values())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for said in (f"from {means[0]:.0f} to {means[1]:.0f} %",
+                 f"to {means[2]:.0f} %: all of the gap, {closed('kd_only')}",
+                 f"move {closed('kd_only_shuffled')}, {less:.0f} points less",
+                 f"Labels reach {-100 * versus['difference']:.0f} points more",
+                 f"lose {lost[0]:.0f} to {lost[-1]:.0f} points"):
+        assert said in text, said
+
+
 def test_files_and_scripts_named_in_the_documents_exist():
     for document in ("README.md", "CLAUDE.md", "configs/README.md", "scripts/README.md", "experiments/README.md"):
         text = (ROOT / document).read_text()
