@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from graft.errors import UserError, exit_cleanly
-from graft.reporting import figures, results, stats
+from graft.reporting import figures, reading, results, stats
 
 
 def rows(content: dict[str, Any], split: str, asked: list[str] | None, where: str,
@@ -24,9 +24,8 @@ def rows(content: dict[str, Any], split: str, asked: list[str] | None, where: st
     chosen = figures.choose(asked and [name for name in asked if name != content.get("baseline")], list(versus), where,
                             allow_missing)
     lines = [("vs_baseline", name, versus[name]) for name in chosen]
-    lines += [("contrast", f"{one['a']} − {one['b']}", one) for one in content.get("contrasts", [])
-              if (one["split"], one["metric"]) == (split, "accuracy")
-              and (not asked or {one["a"], one["b"]} <= {*asked})]
+    lines += [("contrast", f"{one['a']} − {one['b']}", one) for one in reading.contrasts(content, split)
+              if not asked or {one["a"], one["b"]} <= {*asked}]
     return pd.DataFrame([{"kind": kind, "comparison": name, "split": split, "difference": 100 * one["difference"],
                           **dict(zip(("low", "high"), (end if end is None else 100 * end for end in one["ci95"]))),
                           "p_holm": one["p_holm"], "scope": one["scope"], "seeds": min(one["seeds"])}

@@ -4,9 +4,9 @@
 
 Reads results.json and forensics.json, and robustness.json where there is one; they must speak of the same
 checkpoints. Writes LaTeX: numbers.tex (macros), conditions.tex, findings.tex, efficiency.tex, forensics.tex,
-verdicts.tex and robustness.tex; and the conditions of its figures, those of the claims in central.txt,
-the arms among them in arms.txt. With `--language`, a second study, of
-text: language.tex (macros), language_findings.tex and language_table.tex.
+verdicts.tex and robustness.tex; and the conditions of its figures, those of the claims in central.txt, the arms among
+them in arms.txt. With `--language`, a second study, of text: language.tex (macros), language_findings.tex and
+language_table.tex.
 """
 
 import argparse
@@ -134,8 +134,7 @@ def to_baseline(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def _contrasts(content: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(one["a"], one["b"], one) for one in content.get("contrasts", [])
-            if (one["split"], one["metric"]) == (SPLIT, "accuracy")]
+    return [(one["a"], one["b"], one) for one in reading.contrasts(content, SPLIT)]
 
 
 def told(content: dict[str, Any], compared: list[tuple[str, str, dict[str, Any]]]) -> str:
@@ -147,7 +146,7 @@ def told(content: dict[str, Any], compared: list[tuple[str, str, dict[str, Any]]
 def all_findings(content: dict[str, Any]) -> str:
     """Every comparison; where main ones were fixed beforehand, these, and of the others what is decided."""
     compared = [*to_baseline(content), *_contrasts(content)]
-    fixed = {tuple(pair) for pair in content.get("primary", ())}
+    fixed = reading.primary(content)
     main, others = ([one for one in compared if (one[:2] in fixed) is inside] for inside in (True, False))
     if not main:
         return told(content, compared)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from graft.reporting import stats, tables
+from graft.reporting import reading, stats, tables
 from graft.reporting.comparisons import GAP
 
 MAIN = "Main comparisons, fixed beforehand"
@@ -20,7 +20,7 @@ def of_results(content: dict[str, Any], split: str, label: Callable[[str], str])
     def claim(a: str, b: str) -> str:
         return f"{label(a)} is more accurate than {label(b)}"
 
-    fixed = {tuple(pair) for pair in content.get("primary", ())}
+    fixed = reading.primary(content)
     found: dict[str, list[dict[str, Any]]] = {title: [] for title in (
         MAIN, "Against the baseline", "Contrasts", "Against the untrained model")}
     for key, title, other in (("vs_baseline", "Against the baseline", content.get("baseline", "")),
@@ -28,10 +28,9 @@ def of_results(content: dict[str, Any], split: str, label: Callable[[str], str])
         for name, condition in content["conditions"].items():
             if versus := condition.get(key, {}).get(split, {}).get("accuracy"):
                 found[MAIN if (name, other) in fixed else title].append(_card(claim(name, other), versus, [name]))
-    for one in content.get("contrasts", []):
-        if (one["split"], one["metric"]) == (split, "accuracy"):
-            pair = one["a"], one["b"]
-            found[MAIN if pair in fixed else "Contrasts"].append(_card(claim(*pair), one, [*pair]))
+    for one in reading.contrasts(content, split):
+        pair = one["a"], one["b"]
+        found[MAIN if pair in fixed else "Contrasts"].append(_card(claim(*pair), one, [*pair]))
     return {title: cards for title, cards in found.items() if cards}
 
 

@@ -128,6 +128,16 @@ def labels(content: dict[str, Any]) -> dict[str, str]:
     return condition_labels(content) | content.get("metric_labels", {})
 
 
+def contrasts(content: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    """The contrasts of a results.json in accuracy on a split."""
+    return [one for one in content.get("contrasts", []) if (one["split"], one["metric"]) == (split, "accuracy")]
+
+
+def primary(content: dict[str, Any]) -> set[tuple[str, str]]:
+    """The comparisons of a results.json that were fixed beforehand as the main ones, as (condition, other)."""
+    return {(a, b) for a, b in content.get("primary", ())}
+
+
 def corrupted_of(robustness: dict[str, Any]) -> tuple[int, int] | None:
     """How many images were corrupted, of how many that were scored; None where it was all of them."""
     sizes = robustness["data"].get("n", {})

@@ -43,9 +43,8 @@ def _read(file: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _smoke_words() -> list[str]:
-    return [f"{section}.{key}={value}" for section, keys in _read(SMOKE).items()
-            for key, value in keys.items()]
+def _smoke_words() -> dict[tuple[str, str], str]:
+    return {(part, key): f"{part}.{key}={value}" for part, keys in _read(SMOKE).items() for key, value in keys.items()}
 
 
 def words_of(sources: list[Source]) -> list[str]:
@@ -120,10 +119,10 @@ class Layers:
         cfg = self.resolve(after, words, seed)
         sources = before if self.resolve(before, words, seed) == cfg else after
         asked = {word.partition("=")[0] for word in self.set}
-        shorter = {word: word.partition("=")[0].split(".") for word in _smoke_words()
-                   if has_key(cfg, word) and word.partition("=")[0] not in asked}
-        now, short = (one.to_dict() for one in (cfg, self.resolve(sources, last_wins(words, shorter), seed)))
-        words = last_wins(words, [word for word, (part, key) in shorter.items() if now[part][key] != short[part][key]])
+        shorter = {place: word for place, word in _smoke_words().items()
+                   if ".".join(place) not in asked and has_key(cfg, word)}
+        now, short = (one.to_dict() for one in (cfg, self.resolve(sources, last_wins(words, shorter.values()), seed)))
+        words = last_wins(words, [word for (part, key), word in shorter.items() if now[part][key] != short[part][key]])
         return sources, words, self.resolve(sources, words, seed)
 
     def resolve(self, sources: list[Source], words: list[str], seed: int = 0) -> Config:
